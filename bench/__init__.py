@@ -1,0 +1,1 @@
+"""Measuring tools of the fleet. Nothing in here is installed on a node."""
