@@ -1,8 +1,8 @@
 """Says in words what a type allows: `Annotated[int, Meta(ge=1, le=2048)]` is "a whole number from 1 to 2048".
 
 Settings and request bodies are both declared as msgspec types; this is the one place that turns a declaration
-into part of a sentence for a person. It knows nothing of either. A declaration whose limits words cannot derive
-(a pattern) brings its own: `Meta(pattern=…, extra={"allowed": "a duration such as 30m"})`.
+into part of a sentence for a person. It knows nothing of either. A limit that has no words of its own, such
+as a pattern, is given them: `Meta(pattern=…, extra={"allowed": "a duration such as 30m"})`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from msgspec import inspect
 def describe(type_: Any) -> str:
     """What a value of this type may be, as part of a sentence.
 
-    type_: anything msgspec can decode to: `int`, `Annotated[str, Meta(…)]`, `Literal["a", "b"]`, `list[int]` …
+    type_: what msgspec can decode to: `int`, `Annotated[str, Meta(…)]`, `Literal["a", "b"]`, `list[int]` …
     Returns: such as "a whole number from 1 to 2048", "up to 4 strings" or "one of local, open, off".
     """
     return _choices(type_) or _one(inspect.type_info(type_))
@@ -28,7 +28,8 @@ def _choices(type_: Any) -> str | None:
         type_ = get_args(type_)[0]
     if get_origin(type_) is not Literal:
         return None
-    return f"one of {', '.join(str(value) for value in get_args(type_))}"
+    values = ", ".join(str(value) for value in get_args(type_))
+    return f"one of {values}" if ", " in values else values
 
 
 def _one(type_: inspect.Type) -> str:

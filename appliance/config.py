@@ -1,14 +1,12 @@
-"""The settings of a node: one table of names, types, limits, defaults and meanings, and where values come from.
+"""The settings of a node: one table of names, types, limits, defaults and meanings; where values come from.
 
-`Config` is that table; the documentation, `appliance config show` and every error are derived from it. `load` is
-the only code of the service that reads the environment, `.env` or a profile, once, at start. It knows nothing of
-what the settings are used for.
+`Config` is that table: the documentation, `appliance config show` and every error are derived from it. `load`
+is the only code of the service that reads the environment, `.env` or a profile, once, at start.
 """
 
 from __future__ import annotations
 
 import difflib
-import io
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,18 +16,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 import msgspec
-from dotenv.parser import Binding, parse_stream
 from msgspec import Meta
 
 from appliance.allowed import describe
+from appliance.envfile import Assignment, lenient, read_text, strict
 
 PROFILE_BYTES = 65536
-SECRET_BYTES = 4096
-NEAR = 0.9  # Difflib's ratio: one letter more, less or other in a name of six letters and up.
-FOREIGN = frozenset(
-    {"LOGLEVEL", "OLLAMA_MODELS"}
-)  # Names that others read from a `.env`, one letter from ours.
+PEPPER_BYTES_MIN, PEPPER_BYTES_MAX = 16, 4096
 YEAR_S = 365 * 24 * 3600
+MASK = "********"
+NEAR = 0.9  # difflib's ratio: a letter too many, too few or wrong in a name of some length
+FOREIGN = frozenset({"LOGLEVEL", "OLLAMA_MODELS"})  # names of other programs that are this near to ours
+DEFAULT, PROFILE, DOTENV, ENVIRONMENT = range(4)  # the strength of a value
 
 
 def setting(meaning: str, *, unit: str = "", allowed: str = "", secret: bool = False, **limits: Any) -> Meta:
@@ -40,14 +38,14 @@ def setting(meaning: str, *, unit: str = "", allowed: str = "", secret: bool = F
     return Meta(description=meaning, extra=extra, **limits)
 
 
-PATH = r"\A[^\x00-\x1f\x7f]*\Z"
 MODEL = r"\A[A-Za-z0-9][A-Za-z0-9._:/-]*\Z"
 DURATION = r"\A(-1|[0-9]{1,8}|([0-9]{1,8}(\.[0-9]{1,3})?(ms|s|m|h))+)\Z"
+PathText = Annotated[str, Meta(max_length=4000, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
 HOST_NAME = re.compile(r"\A(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*\Z")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """Every setting of the service, valid and ready to use; the names in the environment are the upper case."""
+    """Every setting of the service, valid and ready to use; in the environment the names are upper case."""
 
     host: Annotated[
         str,
@@ -71,8 +69,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         str,
         setting(
             "How long the engine keeps the idle model in memory.",
-            allowed="a duration such as 30m or 1h30m, whole seconds, or -1 for ever; from 1s to 8760h, never 0, "
-            "which would unload the model after each answer",
+            allowed="a duration from 1s to 8760h such as 30m or 1h30m, whole seconds, or -1 for ever "
+            "(0 would unload the model after each answer)",
             max_length=64,
             pattern=DURATION,
         ),
@@ -92,14 +90,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 96
     api_keys_db: Annotated[
-        str,
-        setting(
-            "The file of the API keys (SQLite).",
-            allowed="a file's path",
-            min_length=1,
-            max_length=4000,
-            pattern=PATH,
-        ),
+        PathText, setting("The file of the API keys (SQLite).", allowed="a file's path", min_length=1)
     ] = "api_keys.db"
     max_concurrent_requests: Annotated[
         int,
@@ -123,20 +114,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         setting(
             "The secret that the stored digests of the keys are made with.",
-            allowed="a text of 1 to 4096 bytes",
+            allowed=f"a text of {PEPPER_BYTES_MIN} to {PEPPER_BYTES_MAX} bytes, as `openssl rand -hex 32` gives",
             secret=True,
         ),
     ] = None
     api_key_pepper_file: Annotated[
-        str,
+        PathText | None,
         setting(
-            "A file that holds the pepper; then API_KEY_PEPPER is not given. Without either, a pepper is made at "
-            "first start beside API_KEYS_DB.",
-            allowed="a file's path",
-            max_length=4000,
-            pattern=PATH,
+            "A file that holds the pepper, in place of API_KEY_PEPPER. Without either, the first start makes "
+            "a pepper and keeps it beside API_KEYS_DB.",
+            allowed="a file's path, or empty for none",
         ),
-    ] = ""
+    ] = None
     key_issuance: Annotated[
         Literal["local", "open", "off"],
         setting("Who may call POST /keys/generate: the node itself, everybody, nobody."),
@@ -180,12 +169,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 30
     pid_file: Annotated[
-        str,
+        PathText,
         setting(
-            "Where the process id is written; empty means API_KEYS_DB with .pid added.",
+            "Where the process id is written; empty: API_KEYS_DB with .pid added.",
             allowed="a file's path, or empty",
-            max_length=4000,
-            pattern=PATH,
         ),
     ] = ""
     log_level: Annotated[
@@ -203,9 +190,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def keep_alive(self) -> int | str:
-        """OLLAMA_KEEP_ALIVE as the engine's API takes it: a number is seconds, a string must carry its unit."""
+        """OLLAMA_KEEP_ALIVE as the engine's API takes it: seconds as a number, or a text with its units."""
         value = self.ollama_keep_alive
         return value if value[-1].isalpha() else int(value)
+
+    def __repr__(self) -> str:
+        """Without the secrets, since a traceback or a log may show it."""
+        shown = (
+            f"{row.field}={MASK if row.secret and value else value!r}"
+            for row in SETTINGS.values()
+            for value in (getattr(self, row.field),)
+        )
+        return f"Config({', '.join(shown)})"
 
 
 class Setting(NamedTuple):
@@ -225,7 +221,7 @@ def _settings() -> Iterator[Setting]:
     hints = get_type_hints(Config, include_extras=True)
     for field in msgspec.structs.fields(Config):
         type_ = hints[field.name]
-        meta: Meta = get_args(type_)[1]
+        meta: Meta = get_args(type_)[-1]
         extra = meta.extra or {}
         yield Setting(
             name=field.name.upper(),
@@ -253,7 +249,7 @@ class Problem(NamedTuple):
 
 
 class ConfigError(Exception):
-    """The settings cannot be used. `problems` holds all that is wrong; the text has a line for each."""
+    """The settings cannot be used. `problems` holds all that is wrong; the text has a line each."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(problem.sentence for problem in problems))
@@ -261,7 +257,7 @@ class ConfigError(Exception):
 
 
 class Loaded(NamedTuple):
-    """`sources` says for each name in the environment's spelling where its value came from."""
+    """`sources` says of each name, as the environment spells it, where its value came from."""
 
     config: Config
     sources: dict[str, str]
@@ -272,21 +268,19 @@ class Given(NamedTuple):
 
     value: str
     source: str
-    strength: int = 0
+    strength: int
 
 
 def load(
     profile: Path | None = None,
     environ: Mapping[str, str] = os.environ,
     dotenv: Path | None = Path(".env"),
-    read_secret_files: bool = True,
 ) -> Loaded:
     """Read the settings: the environment beats `.env`, which beats the profile, which beats the defaults.
 
-    profile: a file of NAME=VALUE lines, or None for none. Every name in it must be a setting.
+    profile: a file of NAME=VALUE lines, or None. Every name in it must be a setting.
     environ: the environment; names that are no settings are ignored.
-    dotenv: a file that need not exist, or None. Names far from any setting belong to others and are ignored.
-    read_secret_files: False leaves API_KEY_PEPPER_FILE unopened.
+    dotenv: a file that need not exist, or None. A name that is no setting, nor nearly one, is ignored.
 
     Raises: ConfigError with everything that is wrong, when anything is.
     """
@@ -296,16 +290,9 @@ def load(
         given |= _of_profile(profile, problems)
     if dotenv is not None:
         given |= _of_dotenv(dotenv, problems)
-    given |= {name: Given(environ[name], "environment", 3) for name in SETTINGS if name in environ}
-    _choose_pepper(given, problems, read_secret_files)
-
-    values = {}
-    for name, text in given.items():
-        row = SETTINGS[name]
-        try:
-            values[row.field] = _parse(row, text.value)
-        except ValueError:
-            problems.append(_wrong_value(row, text))
+    given |= {name: Given(environ[name], "environment", ENVIRONMENT) for name in SETTINGS if name in environ}
+    _choose_pepper(given, problems)
+    values = dict(_parsed(given, problems))
     _check_together(values, given, problems)
     if problems:
         raise ConfigError(problems)
@@ -313,17 +300,105 @@ def load(
     return Loaded(Config(**values), sources)
 
 
+def _of_profile(path: Path, problems: list[Problem]) -> dict[str, Given]:
+    given: dict[str, Given] = {}
+    source = f"profile {path}"
+    for assignment in strict(_text_of(path, source, problems) or ""):
+        if assignment.name is None:
+            problems.append(_bad_line(path, assignment, source))
+        elif assignment.name not in SETTINGS:
+            problems.append(_unknown(assignment.name, path, assignment, source))
+        else:
+            given[assignment.name] = Given(assignment.value, source, PROFILE)
+    return given
+
+
+def _of_dotenv(path: Path, problems: list[Problem]) -> dict[str, Given]:
+    """A `.env` may hold other programs' names, but no misspelt one of ours."""
+    given: dict[str, Given] = {}
+    if not path.is_file():  # some people's `.env` is the directory of a virtualenv
+        return given
+    for assignment in lenient(_text_of(path, str(path), problems) or ""):
+        if assignment.name is None:
+            problems.append(_bad_line(path, assignment, str(path)))
+        elif assignment.name in SETTINGS:
+            given[assignment.name] = Given(assignment.value, str(path), DOTENV)
+        elif assignment.name not in FOREIGN and _nearest(assignment.name, NEAR):
+            problems.append(_unknown(assignment.name, path, assignment, str(path)))
+    return given
+
+
+def _text_of(path: Path, source: str, problems: list[Problem]) -> str | None:
+    try:
+        return read_text(path, PROFILE_BYTES)
+    except (OSError, ValueError) as error:
+        sentence = f"{path}: cannot be read: {_reason(error)}."
+        problems.append(Problem(str(path), sentence, source=source))
+        return None
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8"
+    return str(error)
+
+
+def _bad_line(path: Path, assignment: Assignment, source: str) -> Problem:
+    """The line itself is not shown: it may hold a secret."""
+    sentence = (
+        f"{path}, line {assignment.line}: not NAME=VALUE. No export, blanks around =, backslash or comment "
+        "behind the value; quote the whole value or nothing."
+    )
+    return Problem(f"line {assignment.line}", sentence, allowed="NAME=VALUE", source=source)
+
+
+def _unknown(name: str, path: Path, assignment: Assignment, source: str) -> Problem:
+    near = _nearest(name, 0.6)
+    hint = f"the nearest is {near}" if near else "`appliance config show` lists them"
+    sentence = f"{path}, line {assignment.line}: {_short(name)} is no setting; {hint}."
+    return Problem(name, sentence, allowed=near, source=source)
+
+
+def _nearest(name: str, likeness: float) -> str | None:
+    near = difflib.get_close_matches(name.upper(), SETTINGS, 1, likeness)
+    return near[0] if near else None
+
+
+def _choose_pepper(given: dict[str, Given], problems: list[Problem]) -> None:
+    """Leave at most one of API_KEY_PEPPER and API_KEY_PEPPER_FILE.
+
+    1. An empty API_KEY_PEPPER_FILE is none.
+    2. Both, from places of different strength: the stronger, as if the other had never been given.
+    3. Both from the same place: an error, since nobody could say which is meant.
+    """
+    file, pepper = given.get("API_KEY_PEPPER_FILE"), given.get("API_KEY_PEPPER")
+    if file is not None and not file.value:
+        del given["API_KEY_PEPPER_FILE"]
+        return
+    if file is None or pepper is None:
+        return
+    if pepper.strength == file.strength:
+        sentence = f"API_KEY_PEPPER: API_KEY_PEPPER_FILE is given too ({file.source}); keep one of them."
+        problems.append(Problem("API_KEY_PEPPER", sentence, source=file.source))
+    del given["API_KEY_PEPPER_FILE" if pepper.strength > file.strength else "API_KEY_PEPPER"]
+
+
+def _parsed(given: dict[str, Given], problems: list[Problem]) -> Iterator[tuple[str, Any]]:
+    """Pairs of a field and its value; what is not allowed is a problem."""
+    for name, text in given.items():
+        row = SETTINGS[name]
+        try:
+            yield row.field, _parse(row, text.value)
+        except ValueError:
+            problems.append(_wrong_value(row, text))
+
+
 def _parse(row: Setting, text: str) -> Any:
     """The value that a text means; ValueError if it is not allowed."""
-    size = len(text.encode())  # Raises for the lone surrogates that stand for undecodable bytes.
-    if row.secret:
-        if not 0 < size <= SECRET_BYTES:
-            raise ValueError
-        return text
-    try:
-        value = msgspec.convert(text, row.type, strict=False)
-    except msgspec.ValidationError as error:
-        raise ValueError from error
+    text.encode()  # raises for the lone surrogates that stand for undecodable bytes
+    value = msgspec.convert(text, row.type, strict=False)
     if isinstance(value, float) and not isfinite(value):
         raise ValueError
     check = CHECKS.get(row.name)
@@ -345,174 +420,54 @@ def _is_keep_alive(text: str) -> bool:
         return True
     if text.isdigit():
         return 1 <= int(text) <= YEAR_S
-    scale = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
     parts = re.findall(r"([0-9.]+)(ms|s|m|h)", text)
-    return 1 <= sum(float(number) * scale[unit] for number, unit in parts) <= YEAR_S
+    return 1 <= sum(float(number) * UNIT_S[unit] for number, unit in parts) <= YEAR_S
 
 
-CHECKS: dict[str, Callable[[Any], bool]] = {"HOST": _is_host, "OLLAMA_KEEP_ALIVE": _is_keep_alive}
+def _is_pepper(text: str) -> bool:
+    """As long as `pepper.obtain` demands, which leaves white space around it out."""
+    return len(text.strip().encode()) >= PEPPER_BYTES_MIN and len(text.encode()) <= PEPPER_BYTES_MAX
+
+
+CHECKS: dict[str, Callable[[Any], bool]] = {
+    "API_KEY_PEPPER": _is_pepper,
+    "HOST": _is_host,
+    "OLLAMA_KEEP_ALIVE": _is_keep_alive,
+}
+UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 
 
 def _wrong_value(row: Setting, text: Given) -> Problem:
     value = None if row.secret else text.value
-    shown = "The value (not shown)" if value is None else _short(value)
+    shown = "the value (not shown)" if value is None else _short(value)
     sentence = f"{row.name}: {shown} is not allowed; it must be {row.allowed} ({text.source})."
     return Problem(row.name, sentence, value, row.allowed, text.source)
 
 
 def _short(text: str) -> str:
-    """A value as an error shows it: quoted, on one line, not the whole of a book."""
-    return ascii(text) if len(text) <= 80 else f"{ascii(text[:80])} … ({len(text)} characters)"
+    """A value as an error shows it: on one line, in plain ASCII, not the whole of a book."""
+    return ascii(text) if len(text) <= 80 else f"{text[:80]!a} … ({len(text)} characters)"
 
 
 def _check_together(values: dict[str, Any], given: dict[str, Given], problems: list[Problem]) -> None:
     """What no value shows by itself; a value that is wrong by itself is told of once."""
     wrong = {problem.name for problem in problems}
 
-    def of(name: str) -> tuple[Any, str]:
+    def told(name: str) -> tuple[Any, str]:
         row = SETTINGS[name]
         return values.get(row.field, row.default), given[name].source if name in given else "default"
 
-    (max_tokens, whence), (n_ctx, ctx_whence) = of("MAX_TOKENS"), of("N_CTX")
+    (max_tokens, source), (n_ctx, ctx_source) = told("MAX_TOKENS"), told("N_CTX")
     if not wrong & {"MAX_TOKENS", "N_CTX"} and max_tokens >= n_ctx:
         sentence = (
-            f"MAX_TOKENS: {max_tokens} ({whence}) must be less than N_CTX, which is {n_ctx} ({ctx_whence}): "
+            f"MAX_TOKENS: {max_tokens} ({source}) must be less than N_CTX, which is {n_ctx} ({ctx_source}): "
             "prompt and answer share the context."
         )
-        problems.append(Problem("MAX_TOKENS", sentence, str(max_tokens), "less than N_CTX", whence))
-    (port, whence), (ollama_port, ollama_whence) = of("PORT"), of("OLLAMA_PORT")
+        problems.append(Problem("MAX_TOKENS", sentence, str(max_tokens), "less than N_CTX", source))
+    (port, source), (ollama_port, ollama_source) = told("PORT"), told("OLLAMA_PORT")
     if not wrong & {"PORT", "OLLAMA_PORT"} and port == ollama_port:
         sentence = (
-            f"PORT: {port} ({whence}) is also OLLAMA_PORT ({ollama_whence}): "
+            f"PORT: {port} ({source}) is OLLAMA_PORT too ({ollama_source}): "
             "the service and the engine cannot share a port."
         )
-        problems.append(Problem("PORT", sentence, str(port), "another port than OLLAMA_PORT", whence))
-
-
-def _choose_pepper(given: dict[str, Given], problems: list[Problem], read: bool) -> None:
-    """Make API_KEY_PEPPER of API_KEY_PEPPER_FILE.
-
-    1. Only one of them is given: that one. An empty API_KEY_PEPPER_FILE is none.
-    2. Both, from places of different strength: the stronger; the other is as if never given.
-    3. Both from the same place: an error, since nobody could say which is meant.
-    """
-    file = given.get("API_KEY_PEPPER_FILE")
-    if file is None or not file.value:
-        return
-    pepper = given.get("API_KEY_PEPPER")
-    if pepper and pepper.strength > file.strength:
-        del given["API_KEY_PEPPER_FILE"]
-        return
-    if pepper and pepper.strength == file.strength:
-        sentence = f"API_KEY_PEPPER and API_KEY_PEPPER_FILE are both given ({file.source}); keep one of them."
-        problems.append(Problem("API_KEY_PEPPER", sentence, source=file.source))
-        return
-    given.pop("API_KEY_PEPPER", None)
-    if read:
-        _read_pepper(file, given, problems)
-
-
-def _read_pepper(file: Given, given: dict[str, Given], problems: list[Problem]) -> None:
-    try:
-        text = _read(Path(file.value), SECRET_BYTES)
-    except (OSError, ValueError) as error:
-        sentence = (
-            f"API_KEY_PEPPER_FILE: {_short(file.value)} cannot be used: {_reason(error)} ({file.source})."
-        )
-        problems.append(Problem("API_KEY_PEPPER_FILE", sentence, file.value, "a readable file", file.source))
-        return
-    given["API_KEY_PEPPER"] = Given(text.removesuffix("\n").removesuffix("\r"), f"file {file.value}")
-
-
-def _read(path: Path, limit: int) -> str:
-    """The text of a small file. Raises: OSError; ValueError if it is too large or not UTF-8."""
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"it is larger than {limit} bytes")
-    return data.decode()
-
-
-def _reason(error: OSError | ValueError) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    if isinstance(error, UnicodeDecodeError):
-        return f"it is not UTF-8 at byte {error.start}"
-    return str(error)
-
-
-# One line of a profile, of the kind that systemd's EnvironmentFile= and python-dotenv read alike. What they read
-# differently is refused: backslashes, a quote within an unquoted value, text after a quoted one, `export`, blanks
-# around `=`, comments behind a value.
-LINE = re.compile(
-    r"""\A(?P<name>[A-Za-z_][A-Za-z0-9_]*)=(
-        '[^'\\\x00-\x1f\x7f]*' | "[^"\\\x00-\x1f\x7f]*" |
-        (?!\s) ( (?! \s+\# ) [^'"\\\x00-\x1f\x7f] )* )[ \t]*\Z""",
-    re.VERBOSE,
-)
-
-
-def _of_profile(path: Path, problems: list[Problem]) -> dict[str, Given]:
-    """The values of a profile, whose lines and names are all ours."""
-    source = f"profile {path}"
-    given: dict[str, Given] = {}
-    for number, name, value, original in _bindings(path, source, problems):
-        if not LINE.match(original):
-            problems.append(_bad_line(path, number, source))
-            continue
-        if name not in SETTINGS:
-            problems.append(_unknown(name, f"{path}, line {number}", source))
-            continue
-        given[name] = Given(value or "", source, 1)
-    return given
-
-
-def _of_dotenv(path: Path, problems: list[Problem]) -> dict[str, Given]:
-    """The settings in a `.env`, which may hold other programs' names, but no misspelt one of ours."""
-    given: dict[str, Given] = {}
-    if not path.exists():
-        return given
-    for number, name, value, _ in _bindings(path, str(path), problems):
-        if name in SETTINGS and value is not None:
-            given[name] = Given(value, str(path), 2)
-        elif name in SETTINGS:
-            problems.append(_bad_line(path, number, str(path)))
-        elif name not in FOREIGN and difflib.get_close_matches(name.upper(), SETTINGS, 1, NEAR):
-            problems.append(_unknown(name, f"{path}, line {number}", str(path)))
-    return given
-
-
-def _bindings(path: Path, source: str, problems: list[Problem]) -> Iterator[tuple[int, str, str | None, str]]:
-    """Line number, name, value and the line itself of each assignment in a file; what is none is a problem."""
-    try:
-        text = _read(path, PROFILE_BYTES)
-    except (OSError, ValueError) as error:
-        problems.append(Problem(str(path), f"{path}: cannot be read: {_reason(error)}.", source=source))
-        return
-    for binding in parse_stream(io.StringIO(text, newline="")):
-        number = _line_number(binding)
-        if binding.error:
-            problems.append(_bad_line(path, number, source))
-        elif binding.key is not None:
-            yield number, binding.key, binding.value, binding.original.string.strip("\r\n")
-
-
-def _line_number(binding: Binding) -> int:
-    """Where the assignment is; python-dotenv counts the blank lines before it as its own."""
-    string = binding.original.string
-    return binding.original.line + string[: len(string) - len(string.lstrip())].count("\n")
-
-
-def _bad_line(path: Path, number: int, source: str) -> Problem:
-    """The line itself is not shown: it may hold a secret."""
-    sentence = f"{path}, line {number}: not NAME=VALUE, or not in a way that systemd reads alike."
-    return Problem(str(path), sentence, allowed="NAME=VALUE", source=source)
-
-
-def _unknown(name: str, place: str, source: str) -> Problem:
-    near = difflib.get_close_matches(name.upper(), SETTINGS, 1, 0.6)
-    hint = f"the nearest is {near[0]}" if near else "none is near it; see `appliance config show`"
-    return Problem(name, f"{place}: {name} is no setting; {hint}.", source=source)
-
-
-__all__ = ["SETTINGS", "Config", "ConfigError", "Loaded", "Problem", "Setting", "load"]
+        problems.append(Problem("PORT", sentence, str(port), "another port than OLLAMA_PORT", source))
