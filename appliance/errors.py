@@ -19,6 +19,7 @@
     ├── EngineUnreachable 503
     ├── EngineBusy 503
     ├── ModelMissing 503
+    ├── KeysUnavailable 503        the key database cannot be written now
     ├── EngineStalled 504          no first byte, or no next token, in time
     ├── WaitTimeout 504            waited MAX_QUEUE_WAIT_S, or the request's own deadline, for a slot
     ├── GenerationTimeout 504      the generation ran into the deadline
@@ -131,6 +132,10 @@ class EngineBusy(ApplianceError):
 
 class ModelMissing(ApplianceError):
     status, code = 503, "model_missing"
+
+
+class KeysUnavailable(ApplianceError):
+    status, code = 503, "keys_unavailable"
 
 
 class EngineStalled(ApplianceError):

@@ -1,0 +1,463 @@
+"""The API keys in their SQLite file: who may use this node, and until when.
+
+Owns the schema, the form of a key and every statement. It blocks (an SD card can take a second to fsync), so
+the service goes through `keyring.KeyRing`; the command line uses it as it is. Knows nothing of gevent.
+
+A key is `pk_<public id>_<secret>`. The file holds the id and HMAC-SHA256(pepper, secret), never the secret.
+
+    KeysUnusable            the database or the pepper does not allow a start
+    ├── DatabaseTooNew      a newer version of the appliance wrote the file
+    ├── WrongPepper         the keys in the file were made under another pepper
+    └── pepper.PepperUnusable
+    KeyNotFound             no key has this id
+    KeyNotActive            the key is revoked, expired or already rotated
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import re
+import secrets
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from appliance.errors import InvalidValue, KeysUnavailable, StorageFull, TooManyRequests
+
+TOKEN_LENGTH = 59
+OWNER_LENGTH_MAX = 100
+NO_LIMIT = 2**62
+BUSY_TIMEOUT_S = 5
+ROOM_NEEDED_BYTES = 1 << 20
+
+_TOKEN = re.compile(r"pk_([0-9a-f]{12})_([A-Za-z0-9_-]{43})", re.ASCII)
+_SELECT = (
+    "select id, owner, created_at, last_used_at, revoked_at, expires_at, replaced_by, digest from api_keys"
+)
+
+
+class KeysUnusable(Exception):
+    """The keys cannot be used as things are; the sentence says what to do."""
+
+
+class DatabaseTooNew(KeysUnusable):
+    pass
+
+
+class WrongPepper(KeysUnusable):
+    pass
+
+
+class KeyNotFound(Exception):
+    pass
+
+
+class KeyNotActive(Exception):
+    pass
+
+
+State = Literal["active", "revoked", "expired"]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One row of the file. Times are unix seconds; `digest` is kept out of every rendering."""
+
+    id: str
+    owner: str
+    created_at: int
+    last_used_at: int | None
+    revoked_at: int | None
+    expires_at: int | None
+    replaced_by: str | None
+    digest: bytes = field(repr=False)
+
+    def state(self, now: float) -> State:
+        if self.revoked_at is not None:
+            return "revoked"
+        if self.expires_at is not None and self.expires_at <= now:
+            return "expired"
+        return "active"
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedKey:
+    """A new key. The only place where the whole key is ever seen."""
+
+    api_key: str = field(repr=False)
+    id: str
+    owner: str
+    created_at: int
+
+
+def parse(token: str) -> tuple[str, str] | None:
+    """Return (public id, secret) of a key, or None when it has not the form of one."""
+    if len(token) != TOKEN_LENGTH:
+        return None
+    match = _TOKEN.fullmatch(token)
+    return None if match is None else (match[1], match[2])
+
+
+def digest(pepper: bytes, secret: str) -> bytes:
+    """HMAC-SHA256. A fast function is right here: the secret is 256 random bits, not a password."""
+    return hmac.digest(pepper, secret.encode("ascii"), "sha256")
+
+
+class KeyStore:
+    """The keys of one node, for one thread at a time.
+
+    pepper: what the digests are made under; see pepper.py.
+    clock: gives unix seconds.
+    key_limit: `issue` refuses when so many keys are active.
+
+    Raises: KeysUnusable when the file cannot be opened, WrongPepper, DatabaseTooNew.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        pepper: bytes,
+        *,
+        clock: Callable[[], float] = time.time,
+        key_limit: int = 1000,
+    ) -> None:
+        self.path = Path(path)
+        self.pepper = pepper
+        self._clock = clock
+        self._key_limit = key_limit
+        with _said_clearly(self.path):
+            _make_private(self.path)
+            self._connection = _connect(self.path, "rw")
+            try:
+                self._connection.execute("pragma journal_mode = wal")
+                self._connection.execute("pragma foreign_keys = on")
+                self._file_id = _file_id(self.path)
+                self._migrate()
+                self._claim()
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @contextmanager
+    def db(self, *, survives_power_cut: bool = True) -> Iterator[sqlite3.Connection]:
+        """One write transaction: all of it, or nothing.
+
+        survives_power_cut: fsync before it counts as done; otherwise it may be lost, though never torn.
+
+        Raises: StorageFull, KeysUnavailable.
+        """
+        try:
+            if _file_id(self.path) != self._file_id:
+                raise KeysUnavailable(
+                    f"{self.path} was replaced while the appliance ran; restart it to use the new file."
+                )
+            self._connection.execute(f"pragma synchronous = {'full' if survives_power_cut else 'normal'}")
+            self._connection.execute("begin immediate")
+            yield self._connection
+            self._connection.execute("commit")
+        except BaseException as error:
+            if self._connection.in_transaction:
+                self._connection.execute("rollback")
+            if isinstance(error, sqlite3.Error | OSError):
+                raise _as_answer(error, self.path) from error
+            raise
+
+    def issue(self, owner: str, expires_at: float | None = None) -> IssuedKey:
+        """Make a key; when this returns, the key survives a power cut.
+
+        expires_at: unix seconds, or None for a key that does not expire.
+
+        Raises: InvalidValue (the owner's name), TooManyRequests (key_limit), StorageFull, KeysUnavailable.
+        """
+        check_owner(owner)
+        with self.db() as db:
+            self._require_own_pepper(db)
+            self._require_room(db)
+            return self._insert(db, owner, expires_at)
+
+    def list(self) -> Sequence[Key]:
+        """Every key there ever was, oldest first."""
+        with _said_clearly(self.path):
+            rows = self._connection.execute(f"{_SELECT} order by created_at, rowid")
+            return [Key(*row) for row in rows]
+
+    def revoke(self, key_id: str) -> None:
+        """Make a key useless for good; revoking it again changes nothing.
+
+        Raises: KeyNotFound, StorageFull, KeysUnavailable.
+        """
+        with self.db() as db:
+            cursor = db.execute(
+                "update api_keys set revoked_at = coalesce(revoked_at, ?) where id = ?", (self._now(), key_id)
+            )
+            if cursor.rowcount != 1:
+                raise KeyNotFound(_not_found(key_id))
+
+    def rotate(self, key_id: str, overlap_s: float) -> IssuedKey:
+        """Give the owner a new key, which works at once, and let the old one run out.
+
+        1. Only an active key that has not been rotated yet; its successor can be rotated in turn.
+        2. The new key lives as long from now as the old one was to live from its making.
+        3. The old one expires after `overlap_s` seconds, or when it would have anyway; with 0 it is revoked,
+           which no step of the clock undoes.
+
+        key_limit does not count here: a node that is full must still be able to change a leaked key.
+
+        Raises: KeyNotFound, KeyNotActive, StorageFull, KeysUnavailable.
+        """
+        now = self._now()
+        with self.db() as db:
+            self._require_own_pepper(db)
+            old = self._replaceable(db, key_id, now)
+            lifetime_s = None if old.expires_at is None else old.expires_at - old.created_at
+            new = self._insert(db, old.owner, None if lifetime_s is None else now + lifetime_s)
+            self._replace(db, old, new, now, overlap_s)
+            return new
+
+    def touch(self, last_used_at: Mapping[str, float]) -> None:
+        """Write when keys were last used, {id: unix seconds}, in one transaction."""
+        with self.db(survives_power_cut=False) as db:
+            db.executemany(
+                "update api_keys set last_used_at = max(coalesce(last_used_at, 0), ?) where id = ?",
+                [(int(at), key_id) for key_id, at in last_used_at.items()],
+            )
+
+    def _now(self) -> int:
+        return int(self._clock())
+
+    def _insert(self, db: sqlite3.Connection, owner: str, expires_at: float | None) -> IssuedKey:
+        key_id, secret, now = secrets.token_hex(6), secrets.token_urlsafe(32), self._now()
+        until = None if expires_at is None else int(expires_at)
+        db.execute(
+            "insert into api_keys (id, digest, owner, created_at, expires_at) values (?, ?, ?, ?, ?)",
+            (key_id, digest(self.pepper, secret), owner, now, until),
+        )
+        return IssuedKey(f"pk_{key_id}_{secret}", key_id, owner, now)
+
+    def _require_room(self, db: sqlite3.Connection) -> None:
+        (active,) = db.execute(
+            "select count(*) from api_keys where revoked_at is null and coalesce(expires_at > ?, true)",
+            (self._now(),),
+        ).fetchone()
+        if active >= self._key_limit:
+            raise TooManyRequests(
+                f"{active} keys are active and KEY_LIMIT is {self._key_limit}; revoke some with "
+                "`appliance keys revoke ID` on the node, or raise KEY_LIMIT."
+            )
+
+    def _replaceable(self, db: sqlite3.Connection, key_id: str, now: int) -> Key:
+        row = db.execute(f"{_SELECT} where id = ?", (key_id,)).fetchone()
+        if row is None:
+            raise KeyNotFound(_not_found(key_id))
+        key = Key(*row)
+        if (state := key.state(now)) != "active":
+            raise KeyNotActive(
+                f"Key {key_id} of {key.owner!r} is {state}; "
+                "make a new one with `appliance keys create --owner NAME`."
+            )
+        if key.replaced_by is not None:
+            raise KeyNotActive(
+                f"Key {key_id} of {key.owner!r} was already rotated; rotate {key.replaced_by}."
+            )
+        return key
+
+    def _replace(self, db: sqlite3.Connection, old: Key, new: IssuedKey, now: int, overlap_s: float) -> None:
+        until = now + int(overlap_s)
+        db.execute(
+            "update api_keys set replaced_by = ?, revoked_at = ?,"
+            " expires_at = min(coalesce(expires_at, ?), ?) where id = ?",
+            (new.id, None if overlap_s > 0 else now, until, until, old.id),
+        )
+
+    def _migrate(self) -> None:
+        known = [step.__name__ for step in MIGRATIONS]
+        with self.db() as db:
+            db.execute(
+                "create table if not exists migrations (name text primary key, applied_at integer) strict"
+            )
+            applied = {name for (name,) in db.execute("select name from migrations")}
+            if unknown := sorted(applied.difference(known)):
+                raise DatabaseTooNew(
+                    f"{self.path} was written by a newer version of the appliance (it has "
+                    f"{', '.join(unknown)}); run that version, or give API_KEYS_DB another file."
+                )
+            for step in MIGRATIONS:
+                if step.__name__ not in applied:
+                    step(db)
+                    db.execute("insert into migrations values (?, ?)", (step.__name__, self._now()))
+
+    def _claim(self) -> None:
+        """Refuse a wrong pepper. A file without keys takes on the one it is opened with: nothing is lost."""
+        with self.db() as db:
+            if db.execute("select 1 from api_keys limit 1").fetchone() is not None:
+                self._require_own_pepper(db)
+                return
+            db.execute(
+                "insert or replace into pepper_check (only_row, digest) values (1, ?)", (self._check_value(),)
+            )
+
+    def _require_own_pepper(self, db: sqlite3.Connection) -> None:
+        row = db.execute("select digest from pepper_check").fetchone()
+        if row is None or not hmac.compare_digest(row[0], self._check_value()):
+            raise WrongPepper(
+                f"The keys in {self.path} were made under another pepper, so every key would be rejected; "
+                "give the earlier API_KEY_PEPPER or API_KEY_PEPPER_FILE again, or another API_KEYS_DB."
+            )
+
+    def _check_value(self) -> bytes:
+        return hmac.digest(self.pepper, b"pi-llm-fleet: the pepper of these keys", "sha256")
+
+
+class KeyReader:
+    """All keys of the file, read again only when somebody changed it; for one thread at a time.
+
+    It has its own connection: `data_version` tells of every other one's changes, the own process's too, and a
+    writer that waits for the disk does not hold it up.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file_id = _file_id(path)
+        self._version: int | None = None
+        self._connection = _connect(path, "ro")
+
+    def read(self) -> dict[str, Key] | None:
+        """Return {id: Key}, or None when nothing has changed since the last call.
+
+        Raises: sqlite3.Error, OSError when the file cannot be read or is no longer the one that was opened.
+        """
+        if _file_id(self.path) != self._file_id:
+            raise OSError(f"{self.path} was replaced; restart the appliance to use the new file")
+        # Asked before the rows are: a change in between is then seen twice rather than never.
+        (version,) = self._connection.execute("pragma data_version").fetchone()
+        if version == self._version:
+            return None
+        rows = self._connection.execute(_SELECT).fetchall()
+        self._version = version
+        return {row[0]: Key(*row) for row in rows}
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def holds_keys(path: Path) -> bool:
+    """Whether a database is at `path` and has ever had a key. Makes nothing."""
+    if not path.exists():
+        return False
+    with _said_clearly(path), closing(_connect(path, "rw")) as db:
+        if db.execute("select 1 from sqlite_schema where name = 'api_keys'").fetchone() is None:
+            return False
+        return db.execute("select 1 from api_keys limit 1").fetchone() is not None
+
+
+def check_owner(owner: str) -> None:
+    """Raise InvalidValue unless `owner` is a name that a table of keys can show."""
+    allowed = f"1 to {OWNER_LENGTH_MAX} printable characters, not only spaces"
+    if len(owner) > OWNER_LENGTH_MAX:
+        raise InvalidValue(
+            f"owner: got {len(owner)} characters; expected {allowed}.", field="owner", allowed=allowed
+        )
+    if not owner.isprintable() or not owner.strip():
+        raise InvalidValue(f"owner: got {owner!a}; expected {allowed}.", field="owner", allowed=allowed)
+
+
+def _create_api_keys(db: sqlite3.Connection) -> None:
+    db.execute(
+        """
+        create table api_keys (
+            id text primary key,
+            digest blob not null,
+            owner text not null,
+            created_at integer not null,
+            last_used_at integer,
+            revoked_at integer,
+            expires_at integer,
+            replaced_by text references api_keys (id)
+        ) strict
+        """
+    )
+
+
+def _create_pepper_check(db: sqlite3.Connection) -> None:
+    db.execute(
+        "create table pepper_check (only_row integer primary key check (only_row = 1), digest blob) strict"
+    )
+
+
+# In the order of their making. A released one is never edited, renamed or removed: files remember its name.
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_api_keys, _create_pepper_check)
+
+
+def _connect(path: Path, mode: Literal["ro", "rw"]) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"file:{quote(str(path.absolute()))}?mode={mode}",
+        uri=True,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        # Opened by the main thread at start, then used by one thread of a pool: never by two at once.
+        check_same_thread=False,
+    )
+
+
+def _make_private(path: Path) -> None:
+    """Make the file with mode 0600, or tighten it; SQLite gives its -wal and -shm the mode of the file."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        # Not opened here: closing any descriptor of a file drops this process's SQLite locks on it.
+        for part in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+            if part.exists() and stat.S_IMODE(part.stat().st_mode) & 0o077:
+                part.chmod(0o600)
+
+
+def _file_id(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+@contextmanager
+def _said_clearly(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a database is opened into one sentence."""
+    try:
+        yield
+    except (sqlite3.Error, OSError, StorageFull, KeysUnavailable) as error:
+        first = error.__cause__ or error
+        reason = first.strerror if isinstance(first, OSError) and first.strerror else str(first)
+        raise KeysUnusable(
+            f"The key database {path} cannot be opened: {reason}. Run this as the user the appliance "
+            "runs as, and let API_KEYS_DB name an SQLite file in a directory that exists and can be written."
+        ) from error
+
+
+def _as_answer(error: sqlite3.Error | OSError, path: Path) -> StorageFull | KeysUnavailable:
+    if _is_for_want_of_room(error, path):
+        return StorageFull(
+            f"The disk that holds {path} is full, so nothing was written; free some space and try again."
+        )
+    return KeysUnavailable(
+        f"The key database {path} cannot be written now ({error}); nothing was changed.", retry_after_s=5
+    )
+
+
+def _is_for_want_of_room(error: sqlite3.Error | OSError, path: Path) -> bool:
+    """SQLite says "full" for the file itself, but only "I/O error" when its -shm finds no room."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code != sqlite3.SQLITE_IOERR:
+        return code == sqlite3.SQLITE_FULL
+    free = os.statvfs(path.parent)
+    return free.f_bavail * free.f_frsize < ROOM_NEEDED_BYTES
+
+
+def _not_found(key_id: str) -> str:
+    shown = key_id[:40] if key_id.isprintable() else "given"
+    return f"No key has the id {shown}; `appliance keys list` shows all (the id is the 12 digits after pk_)."

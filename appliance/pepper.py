@@ -1,0 +1,118 @@
+"""Where the pepper comes from: the secret without which the stored digests of the keys are useless.
+
+Owns the file of the pepper beside the database. Never logs, prints or raises with the value in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from appliance.keys import KeysUnusable, holds_keys
+
+PEPPER_BYTES_MIN = 16
+PEPPER_BYTES_MAX = 4096
+
+log = logging.getLogger(__name__)
+
+
+class PepperUnusable(KeysUnusable):
+    pass
+
+
+def obtain(pepper: str | None, pepper_file: str | None, db: Path) -> bytes:
+    """Return the pepper of the keys in `db`.
+
+    1. API_KEY_PEPPER and API_KEY_PEPPER_FILE together: refuse, one of them is a mistake.
+    2. Either one: that; white space around it does not count.
+    3. Neither: what `<db>.pepper` holds.
+    4. No such file and keys in the database: refuse, for a new pepper would reject every key.
+    5. Otherwise make one at random, in `<db>.pepper` with mode 0600, and say so once in the log.
+
+    Raises: PepperUnusable (1, 4, too short, not readable), KeysUnusable (the database cannot be read).
+    """
+    if pepper is not None and pepper_file is not None:
+        raise PepperUnusable("API_KEY_PEPPER and API_KEY_PEPPER_FILE are both given; keep one of them.")
+    if pepper is not None:
+        return _checked(pepper.encode("utf-8", "surrogateescape"), "API_KEY_PEPPER")
+    if pepper_file is not None:
+        return _read(Path(pepper_file), f"API_KEY_PEPPER_FILE {pepper_file}")
+    beside = Path(f"{db}.pepper")
+    if not beside.exists():
+        # Asked again after the database was: another process may be making both at this moment, this file
+        # first.
+        if holds_keys(db) and not beside.exists():
+            raise PepperUnusable(
+                f"{db} holds keys, but their pepper {beside} is missing, and under a new one every key would "
+                "be rejected; bring the file back, or give the pepper as API_KEY_PEPPER or "
+                f"API_KEY_PEPPER_FILE, or move {db} away and make new keys."
+            )
+        _make(beside)
+    return _read(beside, f"the pepper {beside}")
+
+
+def _checked(value: bytes, name: str) -> bytes:
+    value = value.strip()
+    if len(value) < PEPPER_BYTES_MIN:
+        raise PepperUnusable(
+            f"{name} has {len(value)} bytes; a pepper has at least {PEPPER_BYTES_MIN}: "
+            "`openssl rand -hex 32` makes one."
+        )
+    if len(value) > PEPPER_BYTES_MAX:
+        raise PepperUnusable(
+            f"{name} is longer than {PEPPER_BYTES_MAX} bytes; `openssl rand -hex 32` makes a good one."
+        )
+    return value
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            value = file.read(PEPPER_BYTES_MAX + 2)
+    except OSError as error:
+        raise PepperUnusable(f"{name} cannot be read: {error.strerror}.") from error
+    if mode & 0o007:
+        log.warning("%s can be read by every user of this machine (mode %04o); chmod 600 it.", name, mode)
+    return _checked(value, name)
+
+
+def _make(path: Path) -> None:
+    """Make the file whole or not at all: written and fsynced under another name, then linked to its own.
+
+    A link fails where a rename would overwrite: of two processes that start at once, both take the first
+    one's.
+    """
+    try:
+        handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600, O_EXCL
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_hex(32) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            with suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            Path(draft).unlink()
+        _fsync_directory(path.parent)
+    except OSError as error:
+        raise PepperUnusable(
+            f"No pepper is given, and {path} cannot be made: {error.strerror}. Let API_KEYS_DB name a file "
+            "in a directory that exists and can be written, or give API_KEY_PEPPER_FILE."
+        ) from error
+    log.warning(
+        "Made a pepper for the API keys in %s; back it up with the database: without it no key works.", path
+    )
+
+
+def _fsync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
