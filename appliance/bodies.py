@@ -1,0 +1,126 @@
+"""Reads a request's JSON body into a struct, and says which field is wrong, what was given and what is allowed."""
+
+from __future__ import annotations
+
+import json
+import math
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+import falcon
+import gevent
+import msgspec
+
+from appliance.allowed import describe
+from appliance.errors import BodyTimeout, BodyTooLarge, InvalidValue, MalformedBody, UnsupportedMediaType
+
+BODY_LIMIT_BYTES = 256 * 1024  # 8192 + 4096 characters, each at most 12 bytes as an escaped surrogate pair, and more
+GIVEN_CHARS = 80
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def read_body(req: falcon.Request, kind: type[T], timeout_s: float = 30.0) -> T:
+    """The request's body as a `kind`.
+
+    Raises: UnsupportedMediaType, BodyTooLarge, BodyTimeout, MalformedBody, InvalidValue.
+    """
+    media_type = (req.content_type or "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType(
+            f"Content-Type: expected application/json, got {_given(req.content_type) if req.content_type else 'none'}."
+        )
+    return parse(_read(req, timeout_s), kind)
+
+
+def parse(raw: bytes, kind: type[T]) -> T:
+    """Decode and check.
+
+    Raises: MalformedBody, InvalidValue (`field`, `given`, `allowed`).
+    """
+    fields = _decode(raw)
+    if not isinstance(fields, dict):
+        raise InvalidValue(f"body: expected a JSON object, got {_given(fields)}.", field="body", allowed="a JSON object")
+    known = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    for name in fields:
+        if name not in known:
+            raise _unknown(name, list(known))
+    for name, field in known.items():
+        if name not in fields:
+            if field.required:
+                raise _wrong(name, "nothing", describe(field.type), "is missing")
+            continue
+        try:
+            msgspec.convert(fields[name], field.type)
+        except msgspec.ValidationError as error:
+            raise _wrong(name, _given(fields[name]), describe(field.type)) from error
+        _refuse_unspeakable(name, fields[name])
+    return msgspec.convert(fields, kind)
+
+
+def _read(req: falcon.Request, timeout_s: float) -> bytes:
+    length = req.content_length
+    if length is not None and length > BODY_LIMIT_BYTES:
+        raise _too_large()
+    with gevent.Timeout(timeout_s, BodyTimeout(f"The body did not arrive within {timeout_s:g} s.")):
+        try:
+            raw: bytes = req.env["wsgi.input"].read(BODY_LIMIT_BYTES + 1)
+        except OSError as error:
+            raise MalformedBody(f"The body broke off: {error}") from error
+    if len(raw) > BODY_LIMIT_BYTES:
+        raise _too_large()
+    return raw
+
+
+def _decode(raw: bytes) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except RecursionError:
+        raise MalformedBody("The body's JSON is nested too deeply.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        malformed = MalformedBody(f"The body is not JSON: {error}")
+    # Python's own decoder takes what JSON does not know (NaN, lone surrogates): only to name the field that holds it.
+    try:
+        lenient = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise malformed from None
+    for name, value in lenient.items() if isinstance(lenient, dict) else ():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _wrong(name, str(value), "a finite number")
+        _refuse_unspeakable(name, value)
+    raise malformed
+
+
+def _refuse_unspeakable(name: str, value: Any) -> None:
+    """NUL ends a string inside the engine, and a lone surrogate has no UTF-8."""
+    for text in value if isinstance(value, list) else [value]:
+        if not isinstance(text, str):
+            continue
+        if "\0" in text:
+            raise _wrong(name, "text with a NUL character", "text without NUL")
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise _wrong(name, "text with a lone surrogate", "valid Unicode")
+
+
+def _wrong(name: str, given: str, allowed: str, verdict: str = "") -> InvalidValue:
+    detail = f"{name}: {verdict or f'got {given}'}; expected {allowed}."
+    return InvalidValue(detail, field=name, given=given, allowed=allowed)
+
+
+def _unknown(name: str, known: list[str]) -> InvalidValue:
+    name = name.encode(errors="replace").decode()
+    nearest = get_close_matches(name, known, n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known fields: {', '.join(known)}."
+    return InvalidValue(f"{name[:GIVEN_CHARS]}: no such field; {hint}", field=name[:GIVEN_CHARS], allowed=known)
+
+
+def _given(value: Any) -> str:
+    """What was sent, short enough to repeat; long text by its length alone."""
+    if isinstance(value, str) and len(value) > GIVEN_CHARS:
+        return f"{len(value)} characters"
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= GIVEN_CHARS else text[:GIVEN_CHARS] + "…"
+
+
+def _too_large() -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than {BODY_LIMIT_BYTES // 1024} KiB.", limit_bytes=BODY_LIMIT_BYTES)

@@ -1,0 +1,361 @@
+"""POST /generate: validate, be admitted, ask the engine, stream or collect. Reads top to bottom as one request."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import falcon
+import gevent
+import msgspec
+from msgspec import Meta
+
+from appliance import sse
+from appliance.admission import Admission, State, Ticket
+from appliance.bodies import read_body
+from appliance.clientwatch import ClientWatch
+from appliance.config import Config
+from appliance.engine import Engine, Prompt, Record
+from appliance.errors import ApplianceError, ClientGone, EngineFailed, GenerationTimeout, InvalidValue, WaitTimeout
+from appliance.metrics import Metrics
+from appliance.residency import Residency
+
+QUEUED_EVERY_S = 1.0
+DEADLINE_HEADER = "X-Request-Timeout-S"
+DEADLINE_LIMIT_S = 7200.0
+
+log = logging.getLogger("appliance")
+
+
+class GenerateRequest(msgspec.Struct, kw_only=True):
+    """The body of POST /generate; the first contract's names, types and limits."""
+
+    prompt: Annotated[str, Meta(min_length=1, max_length=8192, description="What to answer.")]
+    system: Annotated[str, Meta(max_length=4096, description="Guides the model's behaviour.")] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=2048, description="At most so many tokens.")] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2, description="Sampling temperature.")] = 0.7
+    top_p: Annotated[float, Meta(ge=0, le=1, description="Nucleus sampling.")] = 0.9
+    top_k: Annotated[int, Meta(ge=1, le=100, description="Sample from so many likeliest tokens.")] = 40
+    stop: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=256)]],
+        Meta(max_length=4, description="The answer ends before any of these."),
+    ] = []
+    stream: Annotated[bool, Meta(description="Stream the answer as server-sent events.")] = True
+
+
+class GenerateAnswer(msgspec.Struct):
+    """The answer to `stream: false`; the counts are the engine's."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    finish_reason: str
+    queue_ms: float
+    ttft_ms: float | None
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Queued:
+    """Still waiting: at `position` (1 is next), for about `eta_s` seconds; None while nothing was measured."""
+
+    position: int
+    eta_s: int | None
+
+
+class Silence:
+    """Nothing to say for SSE_PING_S seconds."""
+
+
+SILENCE = Silence()
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end of an answer, with what it took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    queue_ms: float
+    ttft_ms: float | None
+    tokens_per_second: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "finish_reason": self.finish_reason,
+            "queue_ms": self.queue_ms,
+            "ttft_ms": self.ttft_ms,
+            "tokens_per_second": self.tokens_per_second,
+        }
+
+
+Event = list[str] | Queued | Silence | Done  # a list: the tokens that arrived together, mostly one
+
+
+class Generate:
+    """The resource."""
+
+    def __init__(
+        self, config: Config, admission: Admission, engine: Engine, residency: Residency, metrics: Metrics
+    ) -> None:
+        self._config = config
+        self._admission = admission
+        self._engine = engine
+        self._residency = residency
+        self._metrics = metrics
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        deadline_s = _deadline_s(req)
+        body = read_body(req, GenerateRequest, self._config.client_timeout_s)
+        client = req.env.get("gunicorn.socket")
+        if client is not None:
+            client.settimeout(self._config.client_timeout_s)  # a client that reads nothing loses its slot
+        events = self._answer(self._prompt(body), req.context.key.id, req.context.request_id, client, deadline_s)
+        if not body.stream:
+            resp.media = _collect(events)
+            return
+        resp.content_type = "text/event-stream"
+        resp.set_header("Cache-Control", "no-cache, no-transform")
+        resp.set_header("X-Accel-Buffering", "no")
+        resp.stream = req.context.stream = PrimedStream(_frames(events))
+
+    def _prompt(self, body: GenerateRequest) -> Prompt:
+        sampling = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
+        if body.stop:
+            sampling["stop"] = body.stop
+        return Prompt(body.prompt, body.system, body.max_tokens or self._config.max_tokens, sampling)
+
+    def _answer(
+        self, prompt: Prompt, key_id: str, request_id: str, client: Any, deadline_s: float | None
+    ) -> Iterator[Event]:
+        """The events of one generation. All it takes is taken in here, so closing it gives all back.
+
+        1. A place: a slot, or the line. 2. The line. 3. The model in memory. 4. The engine's records. 5. Done.
+        Raises: ApplianceError, at any point; ClientGone when the client left.
+        """
+        arrived = time.monotonic()
+        outcome, done = "internal_error", None
+        try:
+            with ClientWatch(client) as watch, self._admission.enter(key_id, deadline_s) as ticket:
+                yield from self._wait_in_line(ticket, watch, deadline_s)
+                yield from self._wait_for_model(watch)
+                ends_at = min(
+                    ticket.started_at + self._config.generation_timeout_s, arrived + (deadline_s or DEADLINE_LIMIT_S)
+                )
+                last, first_at = yield from self._relay(prompt, ticket, watch, ends_at)
+                done = self._done(last, ticket.started_at - ticket.entered_at, first_at and first_at - arrived)
+                outcome = done.finish_reason
+            yield done
+        except ApplianceError as error:
+            outcome = error.code
+            raise
+        except GeneratorExit:
+            outcome = outcome if done else ClientGone.code
+            raise
+        finally:
+            self._metrics.generations.labels(outcome).inc()
+            log.info("generate id=%s key=%s outcome=%s %s", request_id, key_id, outcome, _summary(done, arrived))
+
+    def _wait_in_line(self, ticket: Ticket, watch: ClientWatch, deadline_s: float | None) -> Iterator[Event]:
+        """Events while the ticket waits; ends when it runs. Raises: WaitTimeout, its refusal, ClientGone."""
+        if ticket.state is State.RUNNING:
+            return
+        watch.call_when_gone(ticket.woken.set)
+        limit_s = min(self._config.max_queue_wait_s, deadline_s or DEADLINE_LIMIT_S)
+        told, told_at = None, time.monotonic()
+        while ticket.state is State.WAITING:
+            now = time.monotonic()
+            eta_s = ticket.eta_s
+            queued = Queued(ticket.position, None if eta_s is None else math.ceil(eta_s))
+            if queued != told:
+                told, told_at = queued, now
+                yield queued
+            elif now - told_at >= self._config.sse_ping_s:
+                told_at = now
+                yield SILENCE
+            left_s = ticket.entered_at + limit_s - now
+            if left_s <= 0:
+                raise WaitTimeout(
+                    f"No slot became free within {limit_s:g} s; try again later.",
+                    retry_after_s=self._admission.retry_after_s(),
+                )
+            ticket.woken.wait(min(QUEUED_EVERY_S, self._config.sse_ping_s, left_s))
+            if watch.is_gone:
+                raise ClientGone("The client has left the line.")
+        if ticket.refusal is not None:
+            raise ticket.refusal
+
+    def _wait_for_model(self, watch: ClientWatch) -> Iterator[Event]:
+        """Events while the service loads the model, where it is not in memory. Raises: what the load raised."""
+        load = self._residency.ensure_loaded()
+        if load is None:
+            return
+        left = gevent.event.Event()
+        watch.call_when_gone(left.set)
+        while not load.ready():
+            gevent.wait([load, left], timeout=self._config.sse_ping_s, count=1)
+            if watch.is_gone:
+                raise ClientGone("The client has left while the model was loading.")
+            if not load.ready():
+                yield SILENCE
+        if isinstance(load.value, ApplianceError):
+            raise load.value
+
+    def _relay(
+        self, prompt: Prompt, ticket: Ticket, watch: ClientWatch, ends_at: float
+    ) -> Generator[Event, None, tuple[Record, float | None]]:
+        """The engine's tokens, as they come.
+
+        Returns: the engine's last record, and when its first token came (monotonic seconds; None without any).
+        Raises: what the engine's stream raises, GenerationTimeout, ClientGone, NotReady when the worker shuts down.
+        """
+        first_at = None
+        stream = self._engine.generate(prompt)
+        try:
+            watch.call_when_gone(stream.abort)
+            ticket.call_when_cut_off(stream.abort)
+            while True:
+                records = stream.receive(self._config.sse_ping_s)
+                if texts := [record.text for record in records if record.text]:
+                    first_at = first_at or time.monotonic()
+                    yield texts
+                if stream.is_ended:
+                    return records[-1], first_at
+                if time.monotonic() > ends_at:
+                    raise _timed_out()
+                if not records:
+                    yield SILENCE
+        except EngineFailed:
+            if watch.is_gone:
+                raise ClientGone("The client has left.") from None
+            if ticket.refusal is not None:
+                raise ticket.refusal from None
+            raise
+        finally:
+            self._metrics.tokens_after_client_left.inc(stream.close())
+
+    def _done(self, last: Record, queue_s: float, ttft_s: float | None) -> Done:
+        self._residency.used()
+        self._metrics.tokens.labels("input").inc(last.prompt_eval_count)
+        self._metrics.tokens.labels("output").inc(last.eval_count)
+        self._metrics.queue_wait.observe(queue_s)
+        if ttft_s is not None:
+            self._metrics.ttft.observe(ttft_s)
+        if last.tokens_per_s:
+            self._metrics.tpot.observe(1 / last.tokens_per_s)
+        return Done(
+            prompt_tokens=last.prompt_eval_count,
+            completion_tokens=last.eval_count,
+            finish_reason=last.done_reason or "stop",
+            queue_ms=_ms(queue_s),
+            ttft_ms=None if ttft_s is None else _ms(ttft_s),
+            tokens_per_second=last.tokens_per_s and round(last.tokens_per_s, 2),
+        )
+
+
+class PrimedStream:
+    """A response body whose first chunk has been made: what fails before it is an honest status, not a broken stream.
+
+    Its generator has begun, so closing it runs its `finally` blocks; an unstarted generator's would never run.
+    """
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._first: bytes | None = next(chunks)
+        self._chunks = chunks
+
+    def __iter__(self) -> PrimedStream:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        return next(self._chunks)
+
+    def close(self) -> None:
+        self._chunks.close()  # type: ignore[attr-defined]  # a generator's
+
+
+def _frames(events: Iterator[Event]) -> Iterator[bytes]:
+    """The SSE bytes of the events; an error before the first is raised, one after is an `error` event."""
+    has_begun = False
+    try:
+        for event in events:
+            if isinstance(event, list):
+                frame = b"".join([sse.token(text) for text in event])
+            elif isinstance(event, Done):
+                frame = sse.event("done", {"done": True, **event.as_dict()})
+            elif isinstance(event, Queued):
+                frame = sse.event("queued", {"position": event.position, "eta_s": event.eta_s})
+            else:
+                frame = sse.PING
+            has_begun = True
+            yield frame
+    except ClientGone:
+        if not has_begun:
+            raise
+    except ApplianceError as error:
+        if not has_begun:
+            raise
+        yield sse.event("error", error.as_dict())
+
+
+def _collect(events: Iterator[Event]) -> dict[str, Any]:
+    """The answer to a client that asked for no stream."""
+    texts: list[str] = []
+    for event in events:
+        if isinstance(event, list):
+            texts += event
+        elif isinstance(event, Done):
+            return {"text": "".join(texts), **event.as_dict()}
+    raise EngineFailed("The engine ended its stream without saying that it was done.")
+
+
+def _deadline_s(req: falcon.Request) -> float | None:
+    """The request's own deadline in seconds, from its header.
+
+    Raises: InvalidValue.
+    """
+    given = req.get_header(DEADLINE_HEADER)
+    if given is None:
+        return None
+    try:
+        deadline_s = float(given)
+    except ValueError:
+        deadline_s = math.nan
+    if not 0 < deadline_s <= DEADLINE_LIMIT_S:
+        allowed = f"seconds, more than 0 and at most {DEADLINE_LIMIT_S:g}"
+        raise InvalidValue(
+            f"{DEADLINE_HEADER}: got {given[:40]!r}; expected {allowed}.", field=DEADLINE_HEADER, allowed=allowed
+        )
+    return deadline_s
+
+
+def _timed_out() -> GenerationTimeout:
+    return GenerationTimeout(
+        f"The answer was not complete in time ({DEADLINE_HEADER}, or the node's GENERATION_TIMEOUT_S); "
+        "ask for fewer max_tokens."
+    )
+
+
+def _summary(done: Done | None, arrived: float) -> str:
+    total_ms = _ms(time.monotonic() - arrived)
+    if done is None:
+        return f"total_ms={total_ms:.0f}"
+    return (
+        f"prompt_tokens={done.prompt_tokens} completion_tokens={done.completion_tokens} queue_ms={done.queue_ms:.0f} "
+        f"ttft_ms={done.ttft_ms or 0:.0f} tokens_per_s={done.tokens_per_second or 0:.1f} total_ms={total_ms:.0f}"
+    )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)

@@ -1,0 +1,142 @@
+"""Runs the service: gunicorn around one gevent worker, and what signals do to it.
+
+    SIGTERM            drain, then exit 0 within DRAIN_S; a second one exits at once
+    SIGINT, SIGQUIT    exit at once
+    SIGUSR1, SIGUSR2   drain, resume (`appliance drain`, `appliance resume`)
+
+The master process starts the worker again should it die. Everything with threads, sockets or a database is built in
+the worker, after the fork.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import gevent
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.systemd import sd_notify
+
+from appliance.config import Config
+
+CONF = Path(__file__).with_name("gunicorn.conf.py")
+ONE_WORKER = (
+    "One worker by design: the queue, its fairness and the key table live in one process, and a node's limit is its "
+    "model. Use MAX_CONCURRENT_REQUESTS for more requests at a time."
+)
+
+log = logging.getLogger("appliance")
+
+
+class TooManyWorkers(Exception):
+    """WEB_CONCURRENCY, -w or GUNICORN_CMD_ARGS asks for other than one worker."""
+
+
+class ApplianceServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+    """The service as a gunicorn application.
+
+    pepper: the secret that keys are digested with, obtained before the fork so that a wrong one stops the start.
+    Raises: TooManyWorkers.
+    """
+
+    def __init__(self, config: Config, pepper: bytes) -> None:
+        self.config = config
+        self._pepper = pepper
+        super().__init__()
+
+    def load_config(self) -> None:
+        """gunicorn.conf.py, then GUNICORN_CMD_ARGS as with gunicorn itself."""
+        for name, value in runpy.run_path(str(CONF), {"config": self.config}).items():
+            if name in self.cfg.settings:
+                self.cfg.set(name, value)
+        given = self.cfg.parser().parse_args(self.cfg.get_cmd_args_from_env())
+        for name, value in vars(given).items():
+            if value is not None and name in self.cfg.settings:
+                self.cfg.set(name, value)
+        refuse_more_workers(self.cfg.workers, "GUNICORN_CMD_ARGS")
+        self.cfg.set("post_fork", self._after_fork)
+        self.cfg.set("post_worker_init", lambda worker: self._service.attach(worker))
+
+    def load(self) -> Any:
+        from appliance.service import Service  # in the worker only: the master stays small
+
+        self._service = Service(self.config, self._pepper)
+        return self._service.app
+
+    def run(self) -> None:
+        # systemd is told READY by the worker when the model is warm; gunicorn would tell it now.
+        self._notify_socket = os.environ.pop("NOTIFY_SOCKET", None)
+        OneWorkerArbiter(self).run()
+
+    def _after_fork(self, arbiter: Arbiter, worker: Any) -> None:
+        if self._notify_socket:
+            os.environ["NOTIFY_SOCKET"] = self._notify_socket
+
+
+class OneWorkerArbiter(Arbiter):  # type: ignore[misc]
+    """gunicorn's master, without the signals that would make a second worker, and with a drain that can be cut short."""
+
+    _was_told_to_stop = False
+
+    def signal(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGTERM and self._was_told_to_stop:
+            sig = signal.SIGQUIT
+        self._was_told_to_stop = self._was_told_to_stop or sig == signal.SIGTERM
+        super().signal(sig, frame)
+
+    def handle_usr1(self) -> None:
+        """Drain."""
+        self.kill_workers(signal.SIGUSR1)
+
+    def handle_usr2(self) -> None:
+        """Resume."""
+        self.kill_workers(signal.SIGUSR2)
+
+    def handle_ttin(self) -> None:
+        self.log.warning(ONE_WORKER)
+
+    handle_ttou = handle_ttin
+
+    def handle_hup(self) -> None:
+        self.log.warning("SIGHUP changes nothing: settings are read at start; restart the service.")
+
+
+def refuse_more_workers(workers: Any, source: str) -> None:
+    """Raises: TooManyWorkers unless `workers` is 1."""
+    if str(workers).strip() != "1":
+        raise TooManyWorkers(f"{source} asks for {workers} workers; allowed: 1. {ONE_WORKER}")
+
+
+def notify_systemd(state: str) -> None:
+    """Tell systemd (READY=1, STATUS=…, WATCHDOG=1), where it asked to be told."""
+    sd_notify(state, log)
+
+
+def log_to_stderr(level: str) -> None:
+    """One line an event; the journal adds its own time, a terminal gets one."""
+    under_journal = "JOURNAL_STREAM" in os.environ
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s" if under_journal else "%(asctime)s %(levelname)s %(message)s"))
+    log.handlers = [handler]
+    log.setLevel(level.upper())
+    log.propagate = False
+
+
+def spawn_watchdog() -> None:
+    """Pet systemd's watchdog from the hub, so that a hanging hub is noticed (WatchdogSec=)."""
+    every_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6 / 2
+
+    def pet() -> None:
+        while True:
+            notify_systemd("WATCHDOG=1")
+            gevent.sleep(every_s)
+
+    if every_s:
+        gevent.spawn(pet)

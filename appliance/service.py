@@ -1,0 +1,90 @@
+"""The worker's side: builds the collaborators, and drains them when told."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import gevent
+
+from appliance.admission import Admission
+from appliance.app import create_app
+from appliance.config import Config
+from appliance.engine import Engine, LoadOptions
+from appliance.keyring import KeyRing
+from appliance.keys import KeyStore
+from appliance.residency import Residency
+from appliance.server import log_to_stderr, notify_systemd, spawn_watchdog
+
+POLL_S = 0.05
+CLOSING_S = 1.0  # for the last events of generations that are cut off
+
+log = logging.getLogger("appliance")
+
+
+class Service:
+    """Everything that one worker serves with."""
+
+    def __init__(self, config: Config, pepper: bytes) -> None:
+        self._config = config
+        log_to_stderr(config.log_level)
+        self._engine = Engine(
+            config.ollama_port,
+            config.ollama_model,
+            LoadOptions(config.n_ctx, config.n_threads, config.n_batch),
+            config.keep_alive,
+            connect_timeout_s=config.engine_connect_timeout_s,
+            first_token_timeout_s=config.engine_first_token_timeout_s,
+            stall_timeout_s=config.engine_stall_timeout_s,
+        )
+        self._keys = KeyRing(KeyStore(Path(config.api_keys_db), pepper, key_limit=config.key_limit))
+        self._admission = Admission(config.max_concurrent_requests, config.max_queue_size)
+        self._residency = Residency(
+            self._engine,
+            config.keep_alive_s,
+            warm_up=config.ollama_warmup,
+            on_stage=lambda stage: notify_systemd(f"STATUS={stage}"),
+            on_ready=self._say_ready,
+        )
+        self._stopping: gevent.Greenlet | None = None
+        self.app = create_app(config, self._keys, self._admission, self._engine, self._residency)
+
+    def attach(self, worker: Any) -> None:
+        """Take over the worker's signals, and begin to bring the model up."""
+        signal.signal(signal.SIGTERM, lambda *_: gevent.spawn(self._stop, worker))
+        signal.signal(signal.SIGUSR1, lambda *_: gevent.spawn(self._drain))
+        signal.signal(signal.SIGUSR2, lambda *_: gevent.spawn(self._resume))
+        log.info("Listening on http://%s:%s", self._config.host, self._config.port)
+        if self._config.key_issuance == "open":
+            log.warning("KEY_ISSUANCE=open: everybody who reaches this port can make a key")
+        spawn_watchdog()
+        self._residency.start()
+
+    def _say_ready(self) -> None:
+        notify_systemd(f"READY=1\nSTATUS=serving {self._engine.model}")
+
+    def _drain(self) -> None:
+        log.info("Draining: %d running, %d waiting", self._admission.running, self._admission.waiting)
+        self._admission.drain()
+        notify_systemd("STATUS=draining")
+
+    def _resume(self) -> None:
+        log.info("Taking generations again")
+        self._admission.resume()
+        notify_systemd("STATUS=serving")
+
+    def _stop(self, worker: Any) -> None:
+        """Drain, wait for what runs, cut off what is left, let the worker end."""
+        notify_systemd("STOPPING=1")
+        self._drain()
+        ends_at = time.monotonic() + max(0.0, self._config.drain_s - CLOSING_S)
+        while self._admission.running and time.monotonic() < ends_at:
+            gevent.sleep(POLL_S)
+        self._admission.cut_off_running()
+        gevent.sleep(POLL_S)
+        self._keys.close()
+        worker.cfg.set("graceful_timeout", int(CLOSING_S))
+        worker.alive = False
