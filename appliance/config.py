@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
@@ -114,7 +114,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         setting(
             "The secret that the stored digests of the keys are made with.",
-            allowed=f"a text of {PEPPER_BYTES_MIN} to {PEPPER_BYTES_MAX} bytes, as `openssl rand -hex 32` gives",
+            allowed=f"a text of {PEPPER_BYTES_MIN} to {PEPPER_BYTES_MAX} bytes (try `openssl rand -hex 32`)",
             secret=True,
         ),
     ] = None
@@ -193,6 +193,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """OLLAMA_KEEP_ALIVE as the engine's API takes it: seconds as a number, or a text with its units."""
         value = self.ollama_keep_alive
         return value if value[-1].isalpha() else int(value)
+
+    @property
+    def keep_alive_s(self) -> float:
+        """OLLAMA_KEEP_ALIVE in seconds; infinity for ever."""
+        return _duration_s(self.ollama_keep_alive)
 
     def __repr__(self) -> str:
         """Without the secrets, since a traceback or a log may show it."""
@@ -316,7 +321,7 @@ def _of_profile(path: Path, problems: list[Problem]) -> dict[str, Given]:
 def _of_dotenv(path: Path, problems: list[Problem]) -> dict[str, Given]:
     """A `.env` may hold other programs' names, but no misspelt one of ours."""
     given: dict[str, Given] = {}
-    if not path.is_file():  # some people's `.env` is the directory of a virtualenv
+    if not os.path.isfile(path):  # some people's `.env` is the directory of a virtualenv
         return given
     for assignment in lenient(_text_of(path, str(path), problems) or ""):
         if assignment.name is None:
@@ -416,12 +421,16 @@ def _is_host(text: str) -> bool:
 
 
 def _is_keep_alive(text: str) -> bool:
+    return text == "-1" or 1 <= _duration_s(text) <= YEAR_S
+
+
+def _duration_s(text: str) -> float:
     if text == "-1":
-        return True
+        return inf
     if text.isdigit():
-        return 1 <= int(text) <= YEAR_S
+        return int(text)
     parts = re.findall(r"([0-9.]+)(ms|s|m|h)", text)
-    return 1 <= sum(float(number) * UNIT_S[unit] for number, unit in parts) <= YEAR_S
+    return sum(float(number) * UNIT_S[unit] for number, unit in parts)
 
 
 def _is_pepper(text: str) -> bool:
