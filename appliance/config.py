@@ -201,12 +201,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         """Without the secrets, since a traceback or a log may show it."""
-        shown = (
-            f"{row.field}={MASK if row.secret and value else value!r}"
-            for row in SETTINGS.values()
-            for value in (getattr(self, row.field),)
-        )
-        return f"Config({', '.join(shown)})"
+        return f"Config({', '.join(f'{row.field}={row.masked(self)!r}' for row in SETTINGS.values())})"
 
 
 class Setting(NamedTuple):
@@ -220,6 +215,11 @@ class Setting(NamedTuple):
     unit: str
     meaning: str
     secret: bool
+
+    def masked(self, config: Config) -> Any:
+        """The value of this setting, or a mask if it is a secret that is set."""
+        value = getattr(config, self.field)
+        return MASK if self.secret and value is not None else value
 
 
 def _settings() -> Iterator[Setting]:
