@@ -19,7 +19,7 @@ from gevent.event import AsyncResult
 from gevent.threadpool import ThreadPool
 
 from appliance.errors import ApplianceError, KeysUnavailable, TooManyRequests, Unauthenticated
-from appliance.keys import TOKEN_LENGTH, IssuedKey, Key, KeyReader, KeyStore, KeysUnusable, digest, parse
+from appliance.keys import TOKEN_LENGTH, IssuedKey, Key, KeyReader, KeyStore, KeyStoreError, digest, parse
 
 FRESH_S = 0.5
 LOOK_PAUSE_S = 0.05
@@ -44,7 +44,7 @@ class KeyRing:
     now: unix seconds, for what has expired.
     sleep: gives way to the other greenlets for some seconds.
 
-    Raises: KeysUnusable when the keys cannot be read at start.
+    Raises: KeyStoreError when the keys cannot be read at start.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class KeyRing:
             self._reader = KeyReader(store.path)
             self._keys: dict[str, Key] = self._reader.read() or {}
         except (sqlite3.Error, OSError) as error:
-            raise KeysUnusable(f"The key database {store.path} cannot be read: {error}.") from error
+            raise KeyStoreError(f"The key database {store.path} cannot be read: {error}.") from error
         self._true_as_of = clock()
         self._look: AsyncResult[Attempt] | None = None
         self._look_began_at = self._true_as_of
@@ -124,7 +124,7 @@ class KeyRing:
         self._issues_waiting += 1
         try:
             return self._write(self._store.issue, owner)  # type: ignore[no-any-return]
-        except KeysUnusable as error:
+        except KeyStoreError as error:
             raise KeysUnavailable(str(error)) from error
         finally:
             self._issues_waiting -= 1

@@ -5,10 +5,10 @@ the service goes through `keyring.KeyRing`; the command line uses it as it is. K
 
 A key is `pk_<public id>_<secret>`. The file holds the id and HMAC-SHA256(pepper, secret), never the secret.
 
-    KeysUnusable            the database or the pepper does not allow a start
+    KeyStoreError           the database or the pepper does not allow a start
     ├── DatabaseTooNew      a newer version of the appliance wrote the file
     ├── WrongPepper         the keys in the file were made under another pepper
-    └── pepper.PepperUnusable
+    └── pepper.PepperError
     KeyNotFound             no key has this id
     KeyNotActive            the key is revoked, expired or already rotated
 """
@@ -43,15 +43,15 @@ _SELECT = (
 )
 
 
-class KeysUnusable(Exception):
+class KeyStoreError(Exception):
     """The keys cannot be used as things are; the sentence says what to do."""
 
 
-class DatabaseTooNew(KeysUnusable):
+class DatabaseTooNew(KeyStoreError):
     pass
 
 
-class WrongPepper(KeysUnusable):
+class WrongPepper(KeyStoreError):
     pass
 
 
@@ -117,7 +117,7 @@ class KeyStore:
     clock: gives unix seconds.
     key_limit: `issue` refuses when so many keys are active.
 
-    Raises: KeysUnusable when the file cannot be opened, WrongPepper, DatabaseTooNew.
+    Raises: KeyStoreError when the file cannot be opened, WrongPepper, DatabaseTooNew.
     """
 
     def __init__(
@@ -433,7 +433,7 @@ def _said_clearly(path: Path) -> Iterator[None]:
     except (sqlite3.Error, OSError, StorageFull, KeysUnavailable) as error:
         first = error.__cause__ or error
         reason = first.strerror if isinstance(first, OSError) and first.strerror else str(first)
-        raise KeysUnusable(
+        raise KeyStoreError(
             f"The key database {path} cannot be opened: {reason}. Run this as the user the appliance "
             "runs as, and let API_KEYS_DB name an SQLite file in a directory that exists and can be written."
         ) from error
@@ -459,5 +459,5 @@ def _is_for_want_of_room(error: sqlite3.Error | OSError, path: Path) -> bool:
 
 
 def _not_found(key_id: str) -> str:
-    shown = key_id[:40] if key_id.isprintable() else "given"
+    shown = ascii(key_id) if len(key_id) <= 20 else "given"  # a whole key given by mistake is not repeated
     return f"No key has the id {shown}; `appliance keys list` shows all (the id is the 12 digits after pk_)."

@@ -13,7 +13,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from appliance.keys import KeysUnusable, holds_keys
+from appliance.keys import KeyStoreError, holds_keys
 
 PEPPER_BYTES_MIN = 16
 PEPPER_BYTES_MAX = 4096
@@ -21,7 +21,7 @@ PEPPER_BYTES_MAX = 4096
 log = logging.getLogger(__name__)
 
 
-class PepperUnusable(KeysUnusable):
+class PepperError(KeyStoreError):
     pass
 
 
@@ -34,10 +34,10 @@ def obtain(pepper: str | None, pepper_file: str | None, db: Path) -> bytes:
     4. No such file and keys in the database: refuse, for a new pepper would reject every key.
     5. Otherwise make one at random, in `<db>.pepper` with mode 0600, and say so once in the log.
 
-    Raises: PepperUnusable (1, 4, too short, not readable), KeysUnusable (the database cannot be read).
+    Raises: PepperError (1, 4, too short, not readable), KeyStoreError (the database cannot be read).
     """
     if pepper is not None and pepper_file is not None:
-        raise PepperUnusable("API_KEY_PEPPER and API_KEY_PEPPER_FILE are both given; keep one of them.")
+        raise PepperError("API_KEY_PEPPER and API_KEY_PEPPER_FILE are both given; keep one of them.")
     if pepper is not None:
         return _checked(pepper.encode("utf-8", "surrogateescape"), "API_KEY_PEPPER")
     if pepper_file is not None:
@@ -47,7 +47,7 @@ def obtain(pepper: str | None, pepper_file: str | None, db: Path) -> bytes:
         # Asked again after the database was: another process may be making both at this moment, this file
         # first.
         if holds_keys(db) and not beside.exists():
-            raise PepperUnusable(
+            raise PepperError(
                 f"{db} holds keys, but their pepper {beside} is missing, and under a new one every key would "
                 "be rejected; bring the file back, or give the pepper as API_KEY_PEPPER or "
                 f"API_KEY_PEPPER_FILE, or move {db} away and make new keys."
@@ -59,12 +59,12 @@ def obtain(pepper: str | None, pepper_file: str | None, db: Path) -> bytes:
 def _checked(value: bytes, name: str) -> bytes:
     value = value.strip()
     if len(value) < PEPPER_BYTES_MIN:
-        raise PepperUnusable(
+        raise PepperError(
             f"{name} has {len(value)} bytes; a pepper has at least {PEPPER_BYTES_MIN}: "
             "`openssl rand -hex 32` makes one."
         )
     if len(value) > PEPPER_BYTES_MAX:
-        raise PepperUnusable(
+        raise PepperError(
             f"{name} is longer than {PEPPER_BYTES_MAX} bytes; `openssl rand -hex 32` makes a good one."
         )
     return value
@@ -76,7 +76,7 @@ def _read(path: Path, name: str) -> bytes:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             value = file.read(PEPPER_BYTES_MAX + 2)
     except OSError as error:
-        raise PepperUnusable(f"{name} cannot be read: {error.strerror}.") from error
+        raise PepperError(f"{name} cannot be read: {error.strerror}.") from error
     if mode & 0o007:
         log.warning("%s can be read by every user of this machine (mode %04o); chmod 600 it.", name, mode)
     return _checked(value, name)
@@ -101,7 +101,7 @@ def _make(path: Path) -> None:
             Path(draft).unlink()
         _fsync_directory(path.parent)
     except OSError as error:
-        raise PepperUnusable(
+        raise PepperError(
             f"No pepper is given, and {path} cannot be made: {error.strerror}. Let API_KEYS_DB name a file "
             "in a directory that exists and can be written, or give API_KEY_PEPPER_FILE."
         ) from error
