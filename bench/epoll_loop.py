@@ -40,12 +40,13 @@ class ClientGone(Exception):
 class Connection:
     """One accepted socket with the bytes that have come and not been used yet."""
 
-    __slots__ = ("gone_ns", "received", "sock", "steps", "ticket")
+    __slots__ = ("gone_ns", "is_last", "received", "sock", "steps", "ticket")
 
     def __init__(self, sock: socket.socket, serve: Callable[[Connection], Steps]) -> None:
         self.sock = sock
         self.received = bytearray()
         self.gone_ns = 0
+        self.is_last = False  # the request being answered asked to close after it
         self.ticket = 0  # which wait is the present one: older timers are stale
         self.steps = serve(self)
 

@@ -139,6 +139,7 @@ INTEGER_OPTIONS = (
 )
 LAST_TOKENS_KEPT = 32
 SEEN_KEPT = 2048
+GO_DURATION = re.compile(r"[-+]?(\d+(\.\d*)?(ns|us|µs|ms|s|m|h))+|0")
 ANY_OPTIONS: tuple[Any, ...] = ("any",)
 
 WORDS = (
@@ -195,27 +196,28 @@ class FakeEngine:
         self.counters["connections"] += 1
         while True:
             request = yield from read_request(connection)
+            connection.is_last = request.headers.get("connection", "").lower() == "close"
             try:
                 yield from self.answer(connection, request)
             except Died:
                 return
-            if request.headers.get("connection", "").lower() == "close":
+            if connection.is_last:
                 return
 
     def answer(self, connection: Connection, request: Request) -> Steps:
         if request.path.startswith("/fake/"):
-            yield from connection.write(self.control(request))
+            yield from self.reply(connection, self.control(request))
         elif not is_local(request.headers.get("host", "")):
-            yield from connection.write(wire.head(403, self.date(), length=0))
+            yield from self.reply(connection, wire.head(403, self.date(), length=0))
         elif request.path in ("/api/chat", "/api/generate") and request.method == "POST":
             yield from self.generation(connection, request)
         elif request.path == "/api/pull" and request.method == "POST":
             yield from self.pull(connection, request)
         else:
             data = self.plain(request)
-            yield from connection.write(
-                data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if request.method == "HEAD" else data
-            )
+            if request.method == "HEAD":
+                data = data[: data.index(b"\r\n\r\n") + 4]
+            yield from self.reply(connection, data)
 
     def date(self) -> str:
         return self.dates.http(time.time_ns())
@@ -223,28 +225,33 @@ class FakeEngine:
     def now(self) -> str:
         return self.dates.rfc3339_nano(time.time_ns())
 
-    def json(self, status: int, body: Any, content_type: str = wire.JSON) -> bytes:
-        return wire.answer(status, self.date(), body, content_type)
+    def json(self, status: int, body: Any) -> bytes:
+        return wire.answer(status, self.date(), body)
+
+    def reply(self, connection: Connection, data: bytes) -> Steps:
+        """Send an answer, or its head with what follows."""
+        yield from connection.write(wire.closing(data) if connection.is_last else data)
 
     # --- routes that answer at once
 
     def plain(self, request: Request) -> bytes:
         method = "GET" if request.method == "HEAD" else request.method
-        if request.path == "/" and method == "GET":
+        known = {"/": "GET", "/api/version": "GET", "/api/tags": "GET", "/api/ps": "GET"}
+        known |= {"/api/show": "POST", "/api/pull": "POST", "/api/chat": "POST", "/api/generate": "POST"}
+        if request.path not in known:
+            return self.text(404, "404 page not found", "text/plain")
+        if method != known[request.path]:
+            allow = f"Allow: {'HEAD, GET' if known[request.path] == 'GET' else 'POST'}\r\n"
+            return self.text(405, "405 method not allowed", "text/plain", allow)
+        if request.path == "/":
             return self.text(200, "Ollama is running")
-        answers = {
-            ("GET", "/api/version"): self.version,
-            ("GET", "/api/tags"): self.tags,
-            ("GET", "/api/ps"): self.ps,
-        }
-        if (method, request.path) in answers:
-            return self.json(200, answers[method, request.path]())
-        if (method, request.path) == ("POST", "/api/show"):
+        if request.path == "/api/show":
             return self.show(request)
-        return self.text(404, "404 page not found")
+        bodies = {"/api/version": self.version, "/api/tags": self.tags, "/api/ps": self.ps}
+        return self.json(200, bodies[request.path]())
 
-    def text(self, status: int, text: str) -> bytes:
-        return wire.head(status, self.date(), wire.TEXT, len(text)) + text.encode()
+    def text(self, status: int, text: str, content_type: str = wire.TEXT, extra: str = "") -> bytes:
+        return wire.head(status, self.date(), content_type, len(text), extra) + text.encode()
 
     def version(self) -> dict[str, Any]:
         return {"version": self.knobs.version}
@@ -332,16 +339,15 @@ class FakeEngine:
         if body.get("stream") is False:
             yield time.monotonic() + knobs.pull_steps * knobs.pull_step_s
             self.present = self.present or not knobs.pull_error
-            yield from connection.write(self.json(500 if knobs.pull_error else 200, ending[-1]))
+            yield from self.reply(connection, self.json(500 if knobs.pull_error else 200, ending[-1]))
             return
-        header = wire.head(200, self.date(), wire.NDJSON)
-        for line in lines:
-            yield from connection.write(header + wire.chunk(wire.go_json(line).encode() + b"\n"))
+        yield from self.reply(connection, wire.head(200, self.date(), wire.NDJSON) + wire.record(lines[0]))
+        for line in lines[1:]:
             yield time.monotonic() + knobs.pull_step_s
-            header = b""
+            yield from connection.write(wire.record(line))
         self.present = self.present or not knobs.pull_error
         for line in ending:
-            yield from connection.write(wire.chunk(wire.go_json(line).encode() + b"\n"))
+            yield from connection.write(wire.record(line))
         yield from connection.write(wire.LAST_CHUNK)
 
     # --- chat and generate
@@ -352,7 +358,7 @@ class FakeEngine:
         body = parse(request.body)
         refusal = self.refusal(request, body)
         if refusal or body is None:
-            yield from connection.write(refusal)
+            yield from self.reply(connection, refusal)
             return
         self.counters["generations"] += 1
         seen = Seen(self.counters["generations"], request.path, body, arrived_ns, last_token_ns=[])
@@ -370,16 +376,15 @@ class FakeEngine:
         if not request.body:
             return self.json(400, {"error": "missing request body"})
         if body is None:
-            return self.json(
-                400, {"error": "invalid character '}' looking for beginning of object key string"}
-            )
+            return self.json(400, {"error": "unexpected EOF"})
         name = body.get("model", "")
+        if not name and request.path == "/api/chat":
+            return self.json(400, {"error": "model is required"})
         if not self.has(name):
-            return (
-                self.json(404, {"error": f"model '{name}' not found"})
-                if name
-                else self.json(400, {"error": "model is required"})
-            )
+            return self.json(404, {"error": f"model '{name}' not found"})
+        keep_alive = body.get("keep_alive")
+        if isinstance(keep_alive, str) and not GO_DURATION.fullmatch(keep_alive):
+            return self.json(400, {"error": f'time: invalid duration "{keep_alive}"'})
         for option, value in (body.get("options") or {}).items():
             if option in INTEGER_OPTIONS and (isinstance(value, bool) or not isinstance(value, int | float)):
                 return self.json(500, {"error": f'option "{option}" must be of type integer'})
@@ -391,11 +396,11 @@ class FakeEngine:
         keep_alive_s = duration_s(body.get("keep_alive"))
         if not prompt and keep_alive_s == 0:
             self.loaded_with = None
-            yield from connection.write(self.json(200, self.final(route, "unload")))
+            yield from self.reply(connection, self.json(200, self.final(route, "unload")))
             return "done"
         fault = self.take_fault() if prompt else ""
         if fault in ("404", "500", "503"):
-            yield from connection.write(self.status_fault(fault))
+            yield from self.reply(connection, self.status_fault(fault, body.get("stream") is not False))
             return fault
         options = {k: v for k, v in (body.get("options") or {}).items() if v is not None}
         yield from self.acquire(connection, load_key(options))
@@ -403,7 +408,7 @@ class FakeEngine:
             seen.started_ns = time.monotonic_ns()
             yield from self.load(load_key(options))
             if not prompt:
-                yield from connection.write(self.json(200, self.final(route, "load")))
+                yield from self.reply(connection, self.json(200, self.final(route, "load")))
                 return "done"
             answer = Answer(self, connection, route, seen, knobs, options, fault)
             return (yield from answer.run())
@@ -422,24 +427,27 @@ class FakeEngine:
         self.faults_left -= 1
         return self.knobs.fault
 
-    def status_fault(self, fault: str) -> bytes:
-        errors = {
-            "404": f"model '{self.knobs.model}' not found",
-            "500": self.knobs.error,
-            "503": "server busy, please try again.  maximum pending requests exceeded",
-        }
-        return self.json(
-            int(fault), {"error": errors[fault]}, wire.BARE_JSON if fault == "500" else wire.JSON
-        )
+    def status_fault(self, fault: str, streams: bool) -> bytes:
+        if fault == "500":
+            return self.run_error(500, self.knobs.error, streams)
+        missing = f"model '{self.knobs.model}' not found"
+        busy = "server busy, please try again.  maximum pending requests exceeded"
+        return self.json(int(fault), {"error": missing if fault == "404" else busy})
+
+    def run_error(self, status: int, message: str, streams: bool) -> bytes:
+        """An error of the runner, when nothing of the answer has been sent."""
+        if streams:
+            return wire.stream_error(status, self.date(), message)
+        return self.json(status, {"error": message})
 
     # --- slots and loading
 
     def acquire(self, connection: Connection, key: tuple[Any, ...]) -> Steps:
         """Wait in line for a slot; a request with other load-time options waits until nothing runs."""
         self.waiting.append(connection)
-        self.counters["peak_waiting"] = max(self.counters["peak_waiting"], len(self.waiting) - 1)
         try:
             while self.waiting[0] is not connection or not self.fits(key):
+                self.counters["peak_waiting"] = max(self.counters["peak_waiting"], len(self.waiting))
                 yield FOREVER
             self.running += 1
             self.counters["peak_running"] = max(self.counters["peak_running"], self.running)
@@ -546,7 +554,7 @@ class Answer:
         if self.fault == "too_long" or (
             self.prompt_tokens >= self.num_ctx and self.body.get("truncate") is False
         ):
-            yield from self.connection.write(self.too_long())
+            yield from self.engine.reply(self.connection, self.too_long())
             return "too_long"
         self.prompt_tokens = min(self.prompt_tokens, self.num_ctx - 1)
         if self.knobs.prefill_s:
@@ -567,7 +575,7 @@ class Answer:
                 "n_ctx": self.num_ctx,
             }
         }
-        return self.engine.json(400, {"error": wire.go_json(inner)}, wire.BARE_JSON)
+        return self.engine.run_error(400, wire.go_json(inner), self.body.get("stream") is not False)
 
     def whole(self) -> Generator[Any, None, str]:
         """The answer of `"stream": false`: silence, then one JSON object."""
@@ -576,19 +584,20 @@ class Answer:
         if self.knobs.tokens_per_s:
             yield begin + self.length / self.knobs.tokens_per_s
         if self.fault == "error":
-            yield from self.connection.write(self.engine.json(500, {"error": self.knobs.error}))
+            yield from self.engine.reply(self.connection, self.engine.json(500, {"error": self.knobs.error}))
             return "error"
         if self.fault in ("hang", "reset", "close"):
             yield from self.break_off()
         text = "".join(next(texts) for _ in range(self.length))
         self.seen.tokens = self.length
         record = self.engine.final(self.route, self.reason, self.metrics(), text)
-        yield from self.connection.write(self.engine.json(200, record))
+        yield from self.engine.reply(self.connection, self.engine.json(200, record))
         return "done"
 
     def stream(self) -> Generator[Any, None, str]:
         """Token i leaves at start + i / rate; headers go with the first record."""
-        self.header = wire.head(200, self.engine.date(), wire.NDJSON)
+        head = wire.head(200, self.engine.date(), wire.NDJSON)
+        self.header = wire.closing(head) if self.connection.is_last else head
         start, rate, seen = time.monotonic(), self.knobs.tokens_per_s, self.seen
         stops_at = self.knobs.after if self.fault else -1
         texts = texts_of(self.knobs.text)
@@ -606,14 +615,14 @@ class Answer:
         if rate and self.reason == "stop":
             yield start + self.length / rate
         record = self.engine.final(self.route, self.reason, self.metrics())
-        yield from self.send(wire.go_json(record).encode() + b"\n")
+        yield from self.send(wire.line(record))
         yield from self.connection.write(wire.LAST_CHUNK)
         return "done"
 
     def go_wrong(self) -> Generator[Any, None, bool]:
         """The fault of the middle of a stream; true when the answer is over with it."""
         if self.fault == "error":
-            yield from self.send(wire.go_json({"error": self.knobs.error}).encode() + b"\n")
+            yield from self.send(wire.line({"error": self.knobs.error}))
         elif self.fault == "garbage":
             yield from self.send(b'{"model":"qwen2.5:3b","created_at":\x00<html>502 Bad Gateway\xff\n')
             return False

@@ -22,8 +22,6 @@ REASONS = {
 }
 NDJSON = "application/x-ndjson"
 JSON = "application/json; charset=utf-8"
-# An error that comes after the stream's own headers were chosen carries no charset.
-BARE_JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -63,26 +61,47 @@ class Dates:
         return self._http
 
 
-def head(
-    status: int, date: str, content_type: str = "", length: int | None = None, *, extra: str = ""
-) -> bytes:
+def head(status: int, date: str, content_type: str = "", length: int | None = None, extra: str = "") -> bytes:
     """Status line and headers; no `length` means chunked.
 
-    net/http writes the handler's own headers first, sorted, then Date, then the length or Transfer-Encoding.
+    net/http writes the handler's own headers first, sorted, and then its own. `extra` are whole lines that
+    sort before Content-Type.
     """
-    size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
     kind = f"Content-Type: {content_type}\r\n" if content_type else ""
-    return f"HTTP/1.1 {status} {REASONS[status]}\r\n{extra}{kind}Date: {date}\r\n{size}\r\n\r\n".encode()
+    framing = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+    return f"HTTP/1.1 {status} {REASONS[status]}\r\n{extra}{kind}Date: {date}\r\n{framing}\r\n\r\n".encode()
 
 
-def answer(status: int, date: str, body: Any, content_type: str = JSON) -> bytes:
+def closing(answer: bytes) -> bytes:
+    """An answer, or the begin of one, that says it is the connection's last."""
+    lines, end, body = answer.partition(b"\r\n\r\n")
+    before, coding, after = lines.partition(b"\r\nTransfer-Encoding: chunked")
+    return before + b"\r\nConnection: close" + coding + after + end + body
+
+
+def answer(status: int, date: str, body: Any) -> bytes:
     """A whole JSON answer in one piece."""
     data = go_json(body).encode()
-    return head(status, date, content_type, len(data)) + data
+    return head(status, date, JSON, len(data)) + data
+
+
+def stream_error(status: int, date: str, message: str) -> bytes:
+    """The error of a stream that has not begun: framed as the stream would be, without a newline."""
+    data = go_json({"error": message}).encode()
+    return head(status, date, "application/json") + chunk(data) + LAST_CHUNK
 
 
 def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def line(value: Any) -> bytes:
+    return go_json(value).encode() + b"\n"
+
+
+def record(value: Any) -> bytes:
+    """One line of a stream as its own chunk."""
+    return chunk(line(value))
 
 
 def token_line(route: str, model: str, created_at: str, text: str) -> bytes:
