@@ -10,7 +10,6 @@ import os
 import secrets
 import stat
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from appliance.keys import KeyStoreError, holds_keys
@@ -95,19 +94,27 @@ def _make(path: Path) -> None:
                 file.write(secrets.token_hex(32) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            with suppress(FileExistsError):
-                os.link(draft, path)
+            is_ours = _link(draft, path)
         finally:
-            Path(draft).unlink()
+            os.unlink(draft)
         _fsync_directory(path.parent)
     except OSError as error:
         raise PepperError(
             f"No pepper is given, and {path} cannot be made: {error.strerror}. Let API_KEYS_DB name a file "
             "in a directory that exists and can be written, or give API_KEY_PEPPER_FILE."
         ) from error
-    log.warning(
-        "Made a pepper for the API keys in %s; back it up with the database: without it no key works.", path
-    )
+    if is_ours:
+        log.warning(
+            "Made the pepper of the API keys, %s; back it up, without it no key works.", path.absolute()
+        )
+
+
+def _link(draft: str, path: Path) -> bool:
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _fsync_directory(path: Path) -> None:

@@ -36,36 +36,28 @@ DURATION_DAYS_MAX = 36500
 TABLE_HEAD = ("ID", "OWNER", "STATE", "CREATED", "LAST USED", "EXPIRES", "ROTATED TO")
 
 
-class Duration(click.ParamType[int]):
-    """A length of time like 90d, 24h, 30m or 45s, as seconds."""
+def duration(*, shortest_s: int) -> Callable[[str], int]:
+    """Return what reads a length of time like 90d, 24h, 30m or 45s as seconds."""
 
-    name = "duration"
-
-    def __init__(self, *, shortest_s: int) -> None:
-        self._shortest_s = shortest_s
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"([0-9]{1,10})([smhd])", value, re.ASCII) if isinstance(value, str) else None
+    def seconds_of(text: str) -> int:
+        match = re.fullmatch(r"([0-9]{1,10})([smhd])", text, re.ASCII)
         seconds = int(match[1]) * UNIT_S[match[2]] if match else -1
-        if not self._shortest_s <= seconds <= DURATION_DAYS_MAX * UNIT_S["d"]:
-            self.fail(
-                f"{value!r} is not allowed; a whole number and s, m, h or d is, as in 90d, 24h, 30m or 45s, "
-                f"from {self._shortest_s}s to {DURATION_DAYS_MAX}d.",
-                param,
-                ctx,
+        if not shortest_s <= seconds <= DURATION_DAYS_MAX * UNIT_S["d"]:
+            raise click.BadParameter(
+                f"{text!a} is not allowed; a whole number and s, m, h or d is, as in 90d, 24h, 30m or 45s, "
+                f"from {shortest_s}s to {DURATION_DAYS_MAX}d."
             )
         return seconds
 
+    return seconds_of
 
-class Owner(click.ParamType[str]):
-    name = "name"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            check_owner(value)
-        except InvalidValue as error:
-            self.fail(error.detail, param, ctx)
-        return str(value)
+def owner_name(text: str) -> str:
+    try:
+        check_owner(text)
+    except InvalidValue as error:
+        raise click.BadParameter(error.detail) from error
+    return text
 
 
 def with_config(function: Callable[..., None]) -> Callable[..., None]:
@@ -94,9 +86,12 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--owner", required=True, type=Owner(), help="Who will use the key.")
+@click.option("--owner", required=True, type=owner_name, metavar="NAME", help="Who will use the key.")
 @click.option(
-    "--expires", type=Duration(shortest_s=1), help="How long it is valid, as in 90d; without it, for good."
+    "--expires",
+    metavar="90d",
+    type=duration(shortest_s=1),
+    help="How long it is valid, as in 90d; without it, for good.",
 )
 @with_config
 def create(config: Config, owner: str, expires: int | None) -> None:
@@ -131,7 +126,8 @@ def revoke(config: Config, key_id: str) -> None:
 @click.argument("key_id", metavar="ID")
 @click.option(
     "--overlap",
-    type=Duration(shortest_s=0),
+    metavar="24h",
+    type=duration(shortest_s=0),
     default="0s",
     show_default=True,
     help="How long the old key still works.",
@@ -154,8 +150,8 @@ def opened(config: Config, *, must_exist: bool = False) -> Iterator[KeyStore]:
     path = Path(config.api_keys_db)
     if must_exist and not path.exists():
         raise click.ClickException(
-            f"There is no key database {path.absolute()} (API_KEYS_DB); give the service's profile with --config, "
-            "or make the first key with `appliance keys create --owner NAME`."
+            f"There is no key database {path.absolute()} (API_KEYS_DB); give the service's profile with "
+            "--config, or make the first key with `appliance keys create --owner NAME`."
         )
     try:
         secret = pepper.obtain(config.api_key_pepper, config.api_key_pepper_file, path)
