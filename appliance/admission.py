@@ -50,7 +50,9 @@ class Ticket:
     def __enter__(self) -> Ticket:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         self._admission.leave(self, is_measured=error is None)
 
     def call_when_cut_off(self, callback: Callable[[], object]) -> None:
@@ -193,7 +195,9 @@ class Admission:
         if self.is_draining:
             raise self._draining()
         if self._exclusive is not None:
-            raise NotReady("A benchmark is running on this node; try again when it is done.", retry_after_s=60)
+            raise NotReady(
+                "A benchmark is running on this node; try again when it is done.", retry_after_s=60
+            )
         ticket = self._exclusive = Ticket(self, key_id, self._clock(), is_exclusive=True)
         self._advance()
         return ticket
@@ -231,7 +235,9 @@ class Admission:
     def cut_off_running(self) -> None:
         """End what still runs: the worker shuts down."""
         for ticket in list(self._running):
-            ticket.cut_off(NotReady("This node is shutting down; try another node.", retry_after_s=UNMEASURED_RETRY_S))
+            ticket.cut_off(
+                NotReady("This node is shutting down; try another node.", retry_after_s=UNMEASURED_RETRY_S)
+            )
 
     def position(self, ticket: Ticket) -> int:
         if ticket.state is not State.WAITING or ticket.is_exclusive:

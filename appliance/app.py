@@ -12,7 +12,8 @@ import falcon
 from appliance import errors, openapi
 from appliance.admission import Admission
 from appliance.auth import RequireApiKey
-from appliance.benchmark import Benchmark
+
+# from appliance.benchmark import Benchmark
 from appliance.config import Config
 from appliance.engine import Engine
 from appliance.generate import Generate
@@ -32,7 +33,8 @@ def create_app(
 ) -> falcon.App[falcon.Request, falcon.Response]:
     """The WSGI application over its collaborators; it reads no environment and starts nothing."""
     metrics = Metrics(admission)
-    app = falcon.App(middleware=[ReleaseAbandoned(), NameRequest(), RequireApiKey(keys)])
+    rules: list[Any] = [ReleaseAbandoned(), NameRequest(), RequireApiKey(keys)]
+    app = falcon.App(middleware=rules)
     app.add_error_handler(Exception, report_bug)
     app.add_error_handler(falcon.HTTPError, render_http_error)
     app.add_error_handler(errors.ApplianceError, errors.render)
@@ -41,7 +43,7 @@ def create_app(
     app.add_route("/live", Live())
     app.add_route("/ready", Ready(admission, residency))
     app.add_route("/generate", Generate(config, admission, engine, residency, metrics))
-    app.add_route("/benchmark", Benchmark(config, admission, engine, residency))
+    # app.add_route("/benchmark", Benchmark(config, admission, engine, residency))
     app.add_route("/keys/generate", IssueKey(keys, config.key_issuance))
     app.add_route("/metrics", metrics)
     app.add_route("/openapi.json", openapi.Document())
@@ -61,13 +63,17 @@ class NameRequest:
 class ReleaseAbandoned:
     """Closes a stream that will not be sent, since an error came after it was made; first in the list, so run last."""
 
-    def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool) -> None:
+    def process_response(
+        self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool
+    ) -> None:
         stream = getattr(req.context, "stream", None)
         if stream is not None and (not req_succeeded or resp.stream is not stream):
             stream.close()
 
 
-def render_http_error(req: falcon.Request, resp: falcon.Response, ex: Exception, params: dict[str, Any]) -> None:
+def render_http_error(
+    req: falcon.Request, resp: falcon.Response, ex: Exception, params: dict[str, Any]
+) -> None:
     """Falcon's own errors (404, 405 …) in the shape of ours."""
     assert isinstance(ex, falcon.HTTPError)
     resp.status = ex.status

@@ -14,7 +14,9 @@ import msgspec
 from appliance.allowed import describe
 from appliance.errors import BodyTimeout, BodyTooLarge, InvalidValue, MalformedBody, UnsupportedMediaType
 
-BODY_LIMIT_BYTES = 256 * 1024  # 8192 + 4096 characters, each at most 12 bytes as an escaped surrogate pair, and more
+BODY_LIMIT_BYTES = (
+    256 * 1024
+)  # 8192 + 4096 characters, each at most 12 bytes as an escaped surrogate pair, and more
 GIVEN_CHARS = 80
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -40,7 +42,9 @@ def parse(raw: bytes, kind: type[T]) -> T:
     """
     fields = _decode(raw)
     if not isinstance(fields, dict):
-        raise InvalidValue(f"body: expected a JSON object, got {_given(fields)}.", field="body", allowed="a JSON object")
+        raise InvalidValue(
+            f"body: expected a JSON object, got {_given(fields)}.", field="body", allowed="a JSON object"
+        )
     known = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     for name in fields:
         if name not in known:
@@ -111,7 +115,9 @@ def _unknown(name: str, known: list[str]) -> InvalidValue:
     name = name.encode(errors="replace").decode()
     nearest = get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"known fields: {', '.join(known)}."
-    return InvalidValue(f"{name[:GIVEN_CHARS]}: no such field; {hint}", field=name[:GIVEN_CHARS], allowed=known)
+    return InvalidValue(
+        f"{name[:GIVEN_CHARS]}: no such field; {hint}", field=name[:GIVEN_CHARS], allowed=known
+    )
 
 
 def _given(value: Any) -> str:
@@ -123,4 +129,6 @@ def _given(value: Any) -> str:
 
 
 def _too_large() -> BodyTooLarge:
-    return BodyTooLarge(f"The body is larger than {BODY_LIMIT_BYTES // 1024} KiB.", limit_bytes=BODY_LIMIT_BYTES)
+    return BodyTooLarge(
+        f"The body is larger than {BODY_LIMIT_BYTES // 1024} KiB.", limit_bytes=BODY_LIMIT_BYTES
+    )

@@ -47,7 +47,9 @@ class ClientWatch:
             self._watcher.start(self._on_readable)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         self.close()
 
     def call_when_gone(self, callback: Callable[[], object]) -> None:

@@ -52,7 +52,9 @@ class Prompt:
     text: str
     system: str | None = None
     max_tokens: int = 1
-    sampling: dict[str, Any] = field(default_factory=dict)  # temperature, top_p, top_k, stop: under Ollama's names
+    sampling: dict[str, Any] = field(
+        default_factory=dict
+    )  # temperature, top_p, top_k, stop: under Ollama's names
 
 
 class Message(msgspec.Struct):
@@ -265,7 +267,9 @@ class RecordStream:
     def __enter__(self) -> RecordStream:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         self.close()
 
     def receive(self, timeout_s: float) -> list[Record]:
@@ -363,7 +367,9 @@ class RecordStream:
     def _ended_early(self, cause: Exception | None) -> ApplianceError:
         if self._body.status is None and not self._is_aborted:
             return self._engine.unreachable(cause or ConnectionResetError())
-        return EngineFailed("The engine ended its stream without saying that it was done.", retry_after_s=RETRY_S)
+        return EngineFailed(
+            "The engine ended its stream without saying that it was done.", retry_after_s=RETRY_S
+        )
 
     def _count_unread(self) -> int:
         unread = 0
@@ -411,8 +417,13 @@ class _Body:
         status_line, *lines = head.split(b"\r\n")
         parts = status_line.split(None, 2)
         if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
-            raise EngineFailed(f"What answers on the engine's port speaks no HTTP: {_quote(repr(status_line))}")
-        headers = {name.strip().lower(): value.strip().lower() for name, _, value in (x.partition(b":") for x in lines)}
+            raise EngineFailed(
+                f"What answers on the engine's port speaks no HTTP: {_quote(repr(status_line))}"
+            )
+        headers = {
+            name.strip().lower(): value.strip().lower()
+            for name, _, value in (x.partition(b":") for x in lines)
+        }
         self.status = int(parts[1])
         self._is_chunked = headers.get(b"transfer-encoding") == b"chunked"
         length = headers.get(b"content-length", b"")

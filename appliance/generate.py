@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import falcon
-import gevent
 import msgspec
+from gevent.event import Event
 from msgspec import Meta
 
 from appliance import sse
@@ -20,7 +20,14 @@ from appliance.bodies import read_body
 from appliance.clientwatch import ClientWatch
 from appliance.config import Config
 from appliance.engine import Engine, Prompt, Record
-from appliance.errors import ApplianceError, ClientGone, EngineFailed, GenerationTimeout, InvalidValue, WaitTimeout
+from appliance.errors import (
+    ApplianceError,
+    ClientGone,
+    EngineFailed,
+    GenerationTimeout,
+    InvalidValue,
+    WaitTimeout,
+)
 from appliance.metrics import Metrics
 from appliance.residency import Residency
 
@@ -98,7 +105,7 @@ class Done:
         }
 
 
-Event = list[str] | Queued | Silence | Done  # a list: the tokens that arrived together, mostly one
+Happening = list[str] | Queued | Silence | Done  # a list: the tokens that arrived together, mostly one
 
 
 class Generate:
@@ -119,7 +126,9 @@ class Generate:
         client = req.env.get("gunicorn.socket")
         if client is not None:
             client.settimeout(self._config.client_timeout_s)  # a client that reads nothing loses its slot
-        events = self._answer(self._prompt(body), req.context.key.id, req.context.request_id, client, deadline_s)
+        events = self._answer(
+            self._prompt(body), req.context.key.id, req.context.request_id, client, deadline_s
+        )
         if not body.stream:
             resp.media = _collect(events)
             return
@@ -129,14 +138,14 @@ class Generate:
         resp.stream = req.context.stream = PrimedStream(_frames(events))
 
     def _prompt(self, body: GenerateRequest) -> Prompt:
-        sampling = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
+        sampling: dict[str, Any] = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
         if body.stop:
             sampling["stop"] = body.stop
         return Prompt(body.prompt, body.system, body.max_tokens or self._config.max_tokens, sampling)
 
     def _answer(
         self, prompt: Prompt, key_id: str, request_id: str, client: Any, deadline_s: float | None
-    ) -> Iterator[Event]:
+    ) -> Iterator[Happening]:
         """The events of one generation. All it takes is taken in here, so closing it gives all back.
 
         1. A place: a slot, or the line. 2. The line. 3. The model in memory. 4. The engine's records. 5. Done.
@@ -149,10 +158,13 @@ class Generate:
                 yield from self._wait_in_line(ticket, watch, deadline_s)
                 yield from self._wait_for_model(watch)
                 ends_at = min(
-                    ticket.started_at + self._config.generation_timeout_s, arrived + (deadline_s or DEADLINE_LIMIT_S)
+                    ticket.started_at + self._config.generation_timeout_s,
+                    arrived + (deadline_s or DEADLINE_LIMIT_S),
                 )
                 last, first_at = yield from self._relay(prompt, ticket, watch, ends_at)
-                done = self._done(last, ticket.started_at - ticket.entered_at, first_at and first_at - arrived)
+                done = self._done(
+                    last, ticket.started_at - ticket.entered_at, first_at and first_at - arrived
+                )
                 outcome = done.finish_reason
             yield done
         except ApplianceError as error:
@@ -163,9 +175,13 @@ class Generate:
             raise
         finally:
             self._metrics.generations.labels(outcome).inc()
-            log.info("generate id=%s key=%s outcome=%s %s", request_id, key_id, outcome, _summary(done, arrived))
+            log.info(
+                "generate id=%s key=%s outcome=%s %s", request_id, key_id, outcome, _summary(done, arrived)
+            )
 
-    def _wait_in_line(self, ticket: Ticket, watch: ClientWatch, deadline_s: float | None) -> Iterator[Event]:
+    def _wait_in_line(
+        self, ticket: Ticket, watch: ClientWatch, deadline_s: float | None
+    ) -> Iterator[Happening]:
         """Events while the ticket waits; ends when it runs. Raises: WaitTimeout, its refusal, ClientGone."""
         if ticket.state is State.RUNNING:
             return
@@ -194,15 +210,16 @@ class Generate:
         if ticket.refusal is not None:
             raise ticket.refusal
 
-    def _wait_for_model(self, watch: ClientWatch) -> Iterator[Event]:
+    def _wait_for_model(self, watch: ClientWatch) -> Iterator[Happening]:
         """Events while the service loads the model, where it is not in memory. Raises: what the load raised."""
         load = self._residency.ensure_loaded()
         if load is None:
             return
-        left = gevent.event.Event()
-        watch.call_when_gone(left.set)
+        ended = Event()
+        load.rawlink(lambda _: ended.set())
+        watch.call_when_gone(ended.set)
         while not load.ready():
-            gevent.wait([load, left], timeout=self._config.sse_ping_s, count=1)
+            ended.wait(self._config.sse_ping_s)
             if watch.is_gone:
                 raise ClientGone("The client has left while the model was loading.")
             if not load.ready():
@@ -212,7 +229,7 @@ class Generate:
 
     def _relay(
         self, prompt: Prompt, ticket: Ticket, watch: ClientWatch, ends_at: float
-    ) -> Generator[Event, None, tuple[Record, float | None]]:
+    ) -> Generator[Happening, None, tuple[Record, float | None]]:
         """The engine's tokens, as they come.
 
         Returns: the engine's last record, and when its first token came (monotonic seconds; None without any).
@@ -285,7 +302,7 @@ class PrimedStream:
         self._chunks.close()  # type: ignore[attr-defined]  # a generator's
 
 
-def _frames(events: Iterator[Event]) -> Iterator[bytes]:
+def _frames(events: Iterator[Happening]) -> Iterator[bytes]:
     """The SSE bytes of the events; an error before the first is raised, one after is an `error` event."""
     has_begun = False
     try:
@@ -309,7 +326,7 @@ def _frames(events: Iterator[Event]) -> Iterator[bytes]:
         yield sse.event("error", error.as_dict())
 
 
-def _collect(events: Iterator[Event]) -> dict[str, Any]:
+def _collect(events: Iterator[Happening]) -> dict[str, Any]:
     """The answer to a client that asked for no stream."""
     texts: list[str] = []
     for event in events:
@@ -335,7 +352,9 @@ def _deadline_s(req: falcon.Request) -> float | None:
     if not 0 < deadline_s <= DEADLINE_LIMIT_S:
         allowed = f"seconds, more than 0 and at most {DEADLINE_LIMIT_S:g}"
         raise InvalidValue(
-            f"{DEADLINE_HEADER}: got {given[:40]!r}; expected {allowed}.", field=DEADLINE_HEADER, allowed=allowed
+            f"{DEADLINE_HEADER}: got {given[:40]!r}; expected {allowed}.",
+            field=DEADLINE_HEADER,
+            allowed=allowed,
         )
     return deadline_s
 

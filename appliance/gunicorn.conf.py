@@ -1,7 +1,7 @@
-# How gunicorn serves the appliance. `appliance serve` runs this file; `config` is the node's Config (docs/configuration.md).
+# How gunicorn serves the appliance. `appliance serve` runs this file; `node` is its Config (docs/configuration.md).
 import os
 
-bind = config.bind
+bind = node.bind
 
 # One worker by design: a Pi's limit is the model, one gevent worker holds hundreds of slow streams, and only in one
 # process are the queue, its fairness, the key table and the metrics simply right.
@@ -19,13 +19,13 @@ keepalive = 5
 timeout = 30
 
 # SIGTERM: the worker drains by itself within DRAIN_S; this bounds it from outside, should it hang.
-graceful_timeout = int(config.drain_s) + 5
+graceful_timeout = int(node.drain_s) + 5
 
 # The heartbeat's file must not be on an SD card, where a touch can block.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 
 # `appliance drain` and `appliance resume` find the process here.
-pidfile = str(config.pid_path)
+pidfile = str(node.pid_path)
 
 # gunicorn 27 would make a control socket under the home directory.
 control_socket_disable = True

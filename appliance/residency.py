@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias, cast
 
 import gevent
 from gevent.event import AsyncResult
@@ -20,6 +21,8 @@ from appliance.errors import ApplianceError, EngineFailed, NotReady
 CHECK_EVERY_S = 1.5  # an answer of the engine about itself is believed so long
 RETRY_S = 1.0
 RETRY_AT_MOST_S = 30.0
+
+Load: TypeAlias = "gevent.Greenlet[[], ApplianceError | None]"  # its value: what went wrong, or None
 
 log = logging.getLogger("appliance")
 
@@ -63,10 +66,10 @@ class Residency:
         self._used_at = float("-inf")
         self._state = EngineState(False, False, "not asked yet")
         self._checked_at = float("-inf")
-        self._check: AsyncResult | None = None
-        self._load: gevent.Greenlet | None = None
+        self._check: AsyncResult[EngineState] | None = None
+        self._load: Load | None = None
 
-    def start(self) -> gevent.Greenlet:
+    def start(self) -> gevent.Greenlet[[], None]:
         """Bring the model up in the background: wait for the engine, pull if missing, warm, be ready."""
         return gevent.spawn(self._bring_up)
 
@@ -78,15 +81,16 @@ class Residency:
         """The engine's state, at most CHECK_EVERY_S old; callers at the same moment share one question."""
         if self._clock() - self._checked_at < CHECK_EVERY_S:
             return self._state
-        if self._check is None:
-            self._check = AsyncResult()
+        if self._check is not None:
+            return cast(EngineState, self._check.get())
+        check = self._check = AsyncResult()
+        try:
             self._state = self._ask()
             self._checked_at = self._clock()
-            check, self._check = self._check, None
+        finally:
+            self._check = None
             check.set(self._state)
-            return self._state
-        state: EngineState = self._check.get()
-        return state
+        return self._state
 
     def reason_not_ready(self) -> str | None:
         """Why no generation can be taken now, or None.
@@ -105,7 +109,7 @@ class Residency:
             return self.stage if self.stage != "ready" else "loading the model"
         return None
 
-    def ensure_loaded(self) -> gevent.Greenlet | None:
+    def ensure_loaded(self) -> Load | None:
         """The load that a request must wait for, or None when the model is in memory.
 
         Raises: NotReady while starting.
@@ -136,7 +140,7 @@ class Residency:
         self._state = EngineState(is_reachable=True, is_loaded=True)
         self._checked_at = self._clock()
 
-    def _begin_load(self) -> gevent.Greenlet:
+    def _begin_load(self) -> Load:
         if self._load is None:
             log.info("The engine does not hold %s; loading it", self._engine.model)
             self._load = gevent.spawn(self._reload)
@@ -194,7 +198,10 @@ class Residency:
                 self._enter(f"pulling model ({status})", logging.DEBUG)
                 continue
             tenth = int(share * 10)
-            self._enter(f"pulling model {share:.0%}".replace("%", " %"), logging.INFO if tenth != logged_tenth else logging.DEBUG)
+            self._enter(
+                f"pulling model {share:.0%}".replace("%", " %"),
+                logging.INFO if tenth != logged_tenth else logging.DEBUG,
+            )
             logged_tenth = tenth
         if not self._engine.has_model():
             raise EngineFailed(f"The engine has pulled {self._engine.model} and does not have it.")

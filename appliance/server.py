@@ -39,7 +39,7 @@ class TooManyWorkers(Exception):
     """WEB_CONCURRENCY, -w or GUNICORN_CMD_ARGS asks for other than one worker."""
 
 
-class ApplianceServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+class ApplianceServer(BaseApplication):
     """The service as a gunicorn application.
 
     pepper: the secret that keys are digested with, obtained before the fork so that a wrong one stops the start.
@@ -53,7 +53,7 @@ class ApplianceServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no
 
     def load_config(self) -> None:
         """gunicorn.conf.py, then GUNICORN_CMD_ARGS as with gunicorn itself."""
-        for name, value in runpy.run_path(str(CONF), {"config": self.config}).items():
+        for name, value in runpy.run_path(str(CONF), {"node": self.config}).items():
             if name in self.cfg.settings:
                 self.cfg.set(name, value)
         given = self.cfg.parser().parse_args(self.cfg.get_cmd_args_from_env())
@@ -80,7 +80,7 @@ class ApplianceServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no
             os.environ["NOTIFY_SOCKET"] = self._notify_socket
 
 
-class OneWorkerArbiter(Arbiter):  # type: ignore[misc]
+class OneWorkerArbiter(Arbiter):
     """gunicorn's master, without the signals that would make a second worker, and with a drain that can be cut short."""
 
     _was_told_to_stop = False
@@ -100,12 +100,12 @@ class OneWorkerArbiter(Arbiter):  # type: ignore[misc]
         self.kill_workers(signal.SIGUSR2)
 
     def handle_ttin(self) -> None:
-        self.log.warning(ONE_WORKER)
+        log.warning(ONE_WORKER)
 
     handle_ttou = handle_ttin
 
     def handle_hup(self) -> None:
-        self.log.warning("SIGHUP changes nothing: settings are read at start; restart the service.")
+        log.warning("SIGHUP changes nothing: settings are read at start; restart the service.")
 
 
 def refuse_more_workers(workers: Any, source: str) -> None:
@@ -116,14 +116,16 @@ def refuse_more_workers(workers: Any, source: str) -> None:
 
 def notify_systemd(state: str) -> None:
     """Tell systemd (READY=1, STATUS=…, WATCHDOG=1), where it asked to be told."""
-    sd_notify(state, log)
+    sd_notify(state, log)  # type: ignore[arg-type]  # any logger does
 
 
 def log_to_stderr(level: str) -> None:
     """One line an event; the journal adds its own time, a terminal gets one."""
     under_journal = "JOURNAL_STREAM" in os.environ
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s" if under_journal else "%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(
+        logging.Formatter("%(message)s" if under_journal else "%(asctime)s %(levelname)s %(message)s")
+    )
     log.handlers = [handler]
     log.setLevel(level.upper())
     log.propagate = False

@@ -49,7 +49,6 @@ class Service:
             on_stage=lambda stage: notify_systemd(f"STATUS={stage}"),
             on_ready=self._say_ready,
         )
-        self._stopping: gevent.Greenlet | None = None
         self.app = create_app(config, self._keys, self._admission, self._engine, self._residency)
 
     def attach(self, worker: Any) -> None:

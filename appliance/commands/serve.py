@@ -10,14 +10,16 @@ import click
 
 from appliance import pepper, server
 from appliance.config import ConfigError, load
-from appliance.keys import KeyStore, KeysUnusable
+from appliance.keys import KeyStore, KeyStoreError
 
 EXIT_SETTINGS = 2
 
 
 @click.command()
 @click.option("--config", "profile", type=click.Path(path_type=Path), help="A profile: NAME=VALUE lines.")
-@click.option("-w", "--workers", default=1, show_default=True, help="Always 1; more is refused, with the reason.")
+@click.option(
+    "-w", "--workers", default=1, show_default=True, help="Always 1; more is refused, with the reason."
+)
 def command(profile: Path | None, workers: int) -> None:
     """Run the HTTP service until SIGTERM.
 
@@ -32,7 +34,7 @@ def command(profile: Path | None, workers: int) -> None:
         secret = pepper.obtain(config.api_key_pepper, config.api_key_pepper_file or None, db)
         KeyStore(db, secret, key_limit=config.key_limit).close()  # a wrong pepper stops the start, here
         application = server.ApplianceServer(config, secret)
-    except (ConfigError, KeysUnusable, server.TooManyWorkers) as error:
+    except (ConfigError, KeyStoreError, server.TooManyWorkers) as error:
         click.echo(f"appliance: {error}", err=True)
         sys.exit(EXIT_SETTINGS)
     application.run()

@@ -1,0 +1,42 @@
+"""`appliance drain`: the running service takes nothing new, and this waits until it is idle."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import click
+
+from appliance.commands.running import RunningService
+
+POLL_S = 0.25
+
+
+@click.command()
+@click.option(
+    "--config",
+    "profile",
+    type=click.Path(path_type=Path),
+    help="The profile that the service was started with.",
+)
+@click.option(
+    "--wait", "wait_s", default=60.0, show_default=True, help="Seconds to wait until nothing runs; 0: do not."
+)
+def command(profile: Path | None, wait_s: float) -> None:
+    """Take no new generations; running ones finish, waiting ones are told to try again.
+
+    /ready turns 503. `appliance resume` undoes it, and so does a restart. Exit status: 0 when nothing runs any more
+    (or --wait 0), 1 when there is no service or it was still busy after --wait.
+    """
+    service = RunningService.find(profile)
+    service.send(signal.SIGUSR1)
+    ends_at = time.monotonic() + wait_s
+    while wait_s:
+        reason, active = service.reason_not_ready(), service.active_requests()
+        if reason == "draining" and active == 0:
+            break
+        if time.monotonic() > ends_at:
+            raise click.ClickException(f"still busy after {wait_s:g} s: {active} requests run.")
+        time.sleep(POLL_S)
+    click.echo("draining: nothing runs, nothing new is taken" if wait_s else "told to drain")

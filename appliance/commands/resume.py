@@ -1,0 +1,23 @@
+"""`appliance resume`: the undo of `appliance drain`."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import click
+
+from appliance.commands.running import RunningService
+
+
+@click.command()
+@click.option(
+    "--config",
+    "profile",
+    type=click.Path(path_type=Path),
+    help="The profile that the service was started with.",
+)
+def command(profile: Path | None) -> None:
+    """Take generations again after a drain. Exit status: 0, or 1 when there is no service."""
+    RunningService.find(profile).send(signal.SIGUSR2)
+    click.echo("told to take generations again")

@@ -1,0 +1,87 @@
+"""The service that runs on this machine, as the commands that steer it see it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from appliance.config import Config, ConfigError, load
+
+TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class RunningService:
+    """A running `appliance serve`, found by the pid file of its settings."""
+
+    config: Config
+    pid: int
+
+    @classmethod
+    def find(cls, profile: Path | None) -> RunningService:
+        """Raises: click.ClickException when the settings are wrong or nothing runs with them."""
+        try:
+            config = load(profile).config
+        except ConfigError as error:
+            raise click.ClickException(str(error)) from error
+        path = config.pid_path
+        try:
+            pid = int(path.read_text())
+        except FileNotFoundError:
+            raise click.ClickException(f"no service runs with these settings: there is no {path}.") from None
+        except (OSError, ValueError) as error:
+            raise click.ClickException(f"{path} cannot be read: {error}.") from error
+        if not _is_appliance(pid):
+            raise click.ClickException(
+                f"no service runs with these settings: {path} names process {pid}, which is none."
+            )
+        return cls(config, pid)
+
+    def send(self, signum: signal.Signals) -> None:
+        """Raises: click.ClickException when it may not, or the process is gone."""
+        try:
+            os.kill(self.pid, signum)
+        except OSError as error:
+            raise click.ClickException(f"process {self.pid} cannot be told: {error.strerror}.") from error
+
+    def active_requests(self) -> int:
+        return int(self._get("/health")["active_requests"])
+
+    def reason_not_ready(self) -> str | None:
+        return self._get("/ready").get("reason")
+
+    def _get(self, path: str) -> dict[str, Any]:
+        host = self.config.host
+        connection = http.client.HTTPConnection(
+            {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host),
+            self.config.port,
+            timeout=TIMEOUT_S,  # noqa: S104
+        )
+        try:
+            connection.request("GET", path)
+            answer: dict[str, Any] = json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise click.ClickException(
+                f"the service does not answer on port {self.config.port}: {error}."
+            ) from error
+        else:
+            return answer
+        finally:
+            connection.close()
+
+
+def _is_appliance(pid: int) -> bool:
+    try:
+        command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return (
+        b"serve" in command_line.split(b"\0") or b"appliance" in command_line or b"gunicorn" in command_line
+    )
