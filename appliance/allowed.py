@@ -16,9 +16,12 @@ from msgspec import inspect
 def describe(type_: Any) -> str:
     """What a value of this type may be, as part of a sentence.
 
-    type_: what msgspec can decode to: `int`, `Annotated[str, Meta(…)]`, `Literal["a", "b"]`, `list[int]` …
+    type_: what msgspec can decode to: `int`, `Annotated[str, Meta(…)]`, `Literal["a", "b"]`, `list[int]` …, or what
+      `msgspec.inspect` says of such a type.
     Returns: such as "a whole number from 1 to 2048", "up to 4 strings" or "one of local, open, off".
     """
+    if isinstance(type_, inspect.Type):
+        return _one(type_)
     return _choices(type_) or _one(inspect.type_info(type_))
 
 
@@ -66,7 +69,7 @@ def _string(type_: inspect.StrType) -> tuple[str, str]:
     limits = _count(type_.min_length, type_.max_length)
     if not limits:
         return "a string", "strings"
-    end = "character" if limits in ("1", "up to 1") else "characters"
+    end = "character" if limits.split()[-1] == "1" else "characters"
     return f"a string of {limits} {end}", f"strings of {limits} {end}"
 
 

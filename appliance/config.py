@@ -49,9 +49,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     host: Annotated[
         str,
-        setting(
-            "The address the service listens on.", allowed="an IP address or a host name, without a port"
-        ),
+        setting("The address the service listens on.", allowed="an IP address or a host name, without a port"),
     ] = "0.0.0.0"  # noqa: S104  A node serves its network; the keys and the firewall say whom.
     port: Annotated[int, setting("The port the service listens on.", ge=1, le=65535)] = 8000
     ollama_port: Annotated[int, setting("The engine's port on 127.0.0.1.", ge=1, le=65535)] = 11434
@@ -80,14 +78,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         int, setting("The context of one slot: prompt and answer together.", unit="tokens", ge=128, le=131072)
     ] = 512
     n_threads: Annotated[int, setting("Threads that generate.", unit="threads", ge=1, le=256)] = 4
-    n_batch: Annotated[
-        int, setting("Tokens of a prompt that are read at a time.", unit="tokens", ge=8, le=4096)
-    ] = 128
+    n_batch: Annotated[int, setting("Tokens of a prompt that are read at a time.", unit="tokens", ge=8, le=4096)] = 128
     max_tokens: Annotated[
         int,
-        setting(
-            "Length of an answer when a request names none; less than N_CTX.", unit="tokens", ge=1, le=2048
-        ),
+        setting("Length of an answer when a request names none; less than N_CTX.", unit="tokens", ge=1, le=2048),
     ] = 96
     api_keys_db: Annotated[
         PathText, setting("The file of the API keys (SQLite).", allowed="a file's path", min_length=1)
@@ -103,9 +97,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = 4
     max_queue_size: Annotated[
         int,
-        setting(
-            "Requests that may wait for a slot; the next is answered 429.", unit="requests", ge=0, le=10000
-        ),
+        setting("Requests that may wait for a slot; the next is answered 429.", unit="requests", ge=0, le=10000),
     ] = 16
     max_queue_wait_s: Annotated[
         int, setting("How long a request may wait for a slot.", unit="seconds", ge=1, le=3600)
@@ -403,9 +395,7 @@ def _parsed(given: dict[str, Given], problems: list[Problem]) -> Iterator[tuple[
 def _parse(row: Setting, text: str) -> Any:
     """The value that a text means; ValueError if it is not allowed."""
     text.encode()  # raises for the lone surrogates that stand for undecodable bytes
-    value = msgspec.convert(text, row.type, strict=False)
-    if isinstance(value, float) and not isfinite(value):
-        raise ValueError
+    value = msgspec.convert(text, row.type, strict=False)  # limits refuse NaN as well
     check = CHECKS.get(row.name)
     if check is not None and not check(value):
         raise ValueError
