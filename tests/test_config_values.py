@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -110,11 +112,19 @@ def test_choices_are_named_in_the_error():
 
 
 @pytest.mark.parametrize(
-    ("text", "sent"),
-    [("30m", "30m"), ("1h30m", "1h30m"), ("1.5h", "1.5h"), ("1500ms", "1500ms"), ("-1", -1), ("600", 600)],
+    ("text", "sent", "seconds"),
+    [
+        ("30m", "30m", 1800),
+        ("1h30m", "1h30m", 5400),
+        ("1.5h", "1.5h", 5400),
+        ("1500ms", "1500ms", 1.5),
+        ("600", 600, 600),
+        ("-1", -1, inf),
+    ],
 )
-def test_keep_alive_reaches_the_engine_in_its_own_form(text, sent):
-    assert of(OLLAMA_KEEP_ALIVE=text).keep_alive == sent
+def test_keep_alive_reaches_the_engine_in_its_own_form_and_us_in_seconds(text, sent, seconds):
+    config = of(OLLAMA_KEEP_ALIVE=text)
+    assert (config.keep_alive, config.keep_alive_s) == (sent, seconds)
 
 
 @pytest.mark.parametrize(
