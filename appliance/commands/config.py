@@ -21,12 +21,8 @@ def command() -> None:
 
 
 @command.command()
-@click.option(
-    "--config", "profile", type=click.Path(path_type=Path), metavar="FILE", help="A profile to read."
-)
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print an object with value, unit and source of each name."
-)
+@click.option("--config", "profile", type=click.Path(path_type=Path), metavar="FILE", help="A profile to read.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object with value, unit and source of each name.")
 def show(profile: Path | None, as_json: bool) -> None:
     """Print each setting with its value, its unit and where it came from.
 
@@ -88,10 +84,7 @@ def as_object(loaded: Loaded) -> dict[str, dict[str, Any]]:
 
 
 def as_rows(loaded: Loaded) -> list[tuple[str, ...]]:
-    return [
-        (name, text(row.masked(loaded.config)), row.unit, loaded.sources[name])
-        for name, row in SETTINGS.items()
-    ]
+    return [(name, text(row.masked(loaded.config)), row.unit, loaded.sources[name]) for name, row in SETTINGS.items()]
 
 
 def text(value: Any) -> str:
