@@ -15,6 +15,7 @@ import click
 from appliance.config import Config, ConfigError, load
 
 TIMEOUT_S = 5.0
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where a service that listens everywhere is asked
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,7 @@ class RunningService:
 
     def _get(self, path: str) -> dict[str, Any]:
         host = self.config.host
-        connection = http.client.HTTPConnection(
-            {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host),
-            self.config.port,
-            timeout=TIMEOUT_S,  # noqa: S104
-        )
+        connection = http.client.HTTPConnection(ANY_ADDRESS.get(host, host), self.config.port, timeout=TIMEOUT_S)
         try:
             connection.request("GET", path)
             answer: dict[str, Any] = json.loads(connection.getresponse().read())

@@ -1,0 +1,263 @@
+"""`appliance demo`: the embedded engine, the appliance in front of it, a key, and one answer token by token."""
+
+from __future__ import annotations
+
+import ctypes
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+HOST = "127.0.0.1"
+MODEL = "smollm2:135m"
+PROMPT = "Explain gravity in one sentence."
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 15.0
+POLL_S = 0.05
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+# The settings of the demo's node: a model this small on a machine that does other things too.
+SETTINGS = {
+    "HOST": HOST,
+    "OLLAMA_MODEL": MODEL,
+    "OLLAMA_KEEP_ALIVE": "30m",
+    "N_CTX": "1024",
+    "N_THREADS": "1",
+    "N_BATCH": "64",
+    "MAX_TOKENS": "96",
+    "MAX_CONCURRENT_REQUESTS": "2",
+    "KEY_ISSUANCE": "local",
+    "API_KEYS_DB": "api_keys.db",
+    "LOG_LEVEL": "info",
+}
+
+
+class DemoFailed(click.ClickException):
+    """Something of the demo did not come up; the message says what, and where its log is."""
+
+
+@click.command()
+@click.option("--port", default=8000, show_default=True, help="The appliance's port.")
+@click.option("--engine-port", default=11434, show_default=True, help="The engine's port.")
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path(".demo"),
+    show_default=True,
+    help="Where key, database and logs go.",
+)
+@click.option("--once", is_flag=True, help="End after the answer.")
+@click.option("--down", is_flag=True, help="End a demo that runs in the folder.")
+def command(port: int, engine_port: int, folder: Path, once: bool, down: bool) -> None:
+    """Run the embedded engine and the appliance on this machine, issue a key and stream one answer.
+
+    Then serves until Ctrl-C, SIGTERM or `appliance demo --down`. Everything it makes is in --dir.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pid_file = folder / "demo.pid"
+    if down:
+        _end_running(pid_file)
+        return
+    if (pid := _running(pid_file)) is not None:
+        raise DemoFailed(f"a demo runs already (process {pid}); `make demo-down` ends it.")
+    _refuse_taken(port, "the appliance", "PORT", port + 1)
+    _refuse_taken(engine_port, "the engine", "ENGINE_PORT", engine_port + 1)
+    _fetch_model()
+    signal.signal(signal.SIGTERM, _interrupt)
+    with ExitStack() as stack:
+        stack.callback(pid_file.unlink, missing_ok=True)
+        pid_file.write_text(f"{os.getpid()}\n")
+        try:
+            _run(stack, port, engine_port, folder, once)
+        except KeyboardInterrupt:
+            click.echo("\nstopping …")
+        except BrokenPipeError:  # the terminal that read us has gone
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _run(stack: ExitStack, port: int, engine_port: int, folder: Path, once: bool) -> None:
+    click.echo(f"engine     {MODEL}, a small real model, behind Ollama's API on port {engine_port} (it is not Ollama)")
+    engine = stack.enter_context(_process(folder / "engine.log", ["engine", "--port", str(engine_port)], {}, folder))
+    _wait_for(engine, engine_port, "/api/version", folder / "engine.log")
+    click.echo(f"appliance  http://{HOST}:{port}")
+    settings = {**SETTINGS, "PORT": str(port), "OLLAMA_PORT": str(engine_port)}
+    appliance = stack.enter_context(_process(folder / "appliance.log", ["serve"], settings, folder))
+    _wait_for(appliance, port, "/ready", folder / "appliance.log")
+    key = _issue_key(port)
+    _write_secret(folder / "key", key)
+    click.echo(f"key        {key}   (also in {folder / 'key'})\n")
+    _show_answer(port, key)
+    if once:
+        return
+    click.echo(f"\nServing on http://{HOST}:{port} until Ctrl-C (or `make demo-down`). In another terminal:\n")
+    click.echo(f'  curl -N http://localhost:{port}/generate -H "X-API-Key: $(cat {folder / "key"})" \\')
+    click.echo("""    -H "Content-Type: application/json" -d '{"prompt": "Write a haiku about the sea."}'\n""")
+    while appliance.poll() is None and engine.poll() is None:
+        time.sleep(POLL_S * 10)
+    raise DemoFailed(f"a part of the demo has ended by itself; the logs are in {folder}.")
+
+
+def _show_answer(port: int, key: str) -> None:
+    click.secho(f"> {PROMPT}", bold=True)
+    for event, data in _events(port, key):
+        if event == "token":
+            click.echo(data["token"], nl=False)
+        elif event == "error":
+            raise DemoFailed(data["detail"])
+        elif event == "done":
+            click.echo(
+                f"\n\n{data['completion_tokens']} tokens, the first after {data['ttft_ms']:.0f} ms, "
+                f"then {data['tokens_per_second'] or 0:.0f} a second ({data['finish_reason']})"
+            )
+
+
+def _events(port: int, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The server-sent events of one answer, as they come."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=START_TIMEOUT_S)
+    headers = {"Content-Type": "application/json", "X-API-Key": key}
+    connection.request("POST", "/generate", json.dumps({"prompt": PROMPT}), headers)
+    response = connection.getresponse()
+    if response.status != 200:
+        raise DemoFailed(f"the appliance answered {response.status}: {response.read().decode()}")
+    event = ""
+    for line in response:
+        name, _, value = line.decode().strip().partition(": ")
+        if name == "event":
+            event = value
+        elif name == "data":
+            yield event, json.loads(value)
+    connection.close()
+
+
+def _issue_key(port: int) -> str:
+    connection = http.client.HTTPConnection(HOST, port, timeout=START_TIMEOUT_S)
+    body = json.dumps({"owner": "demo"})
+    connection.request("POST", "/keys/generate", body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    connection.close()
+    if response.status != 200:
+        raise DemoFailed(f"no key: {answer['detail']}")
+    return str(answer["api_key"])
+
+
+def _write_secret(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text + "\n")
+
+
+@contextmanager
+def _process(
+    log: Path, arguments: list[str], settings: dict[str, str], folder: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """One part of the demo, in a session of its own so that Ctrl-C reaches it through us, in order.
+
+    It ends with us even where we are killed: the kernel then sends it SIGTERM.
+    """
+    libc = ctypes.CDLL(None)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "appliance", *arguments],
+            cwd=folder,
+            env={**os.environ, **settings},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+        )
+    try:
+        yield process
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _fetch_model() -> None:
+    """The model's download, once a machine; the engine shows its progress itself."""
+    if subprocess.run([sys.executable, "-m", "appliance", "engine", "--fetch-only"], check=False).returncode:
+        raise DemoFailed("without its model the engine cannot run.")
+
+
+def _wait_for(process: subprocess.Popen[bytes], port: int, path: str, log: Path) -> None:
+    ends_at = time.monotonic() + START_TIMEOUT_S
+    while not _answers(port, path):
+        if process.poll() is not None:
+            raise DemoFailed(f"it ended at once; its log {log} says:\n{_tail(log)}")
+        if time.monotonic() > ends_at:
+            raise DemoFailed(f"port {port} is silent after {START_TIMEOUT_S:g} s; the log {log} says:\n{_tail(log)}")
+        time.sleep(POLL_S)
+
+
+def _answers(port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=2)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+
+
+def _refuse_taken(port: int, whose: str, variable: str, other: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise DemoFailed(
+                f"port {port}, {whose}'s, cannot be had ({error.strerror}); choose another: make demo {variable}={other}"
+            ) from error
+
+
+def _running(pid_file: Path) -> int | None:
+    try:
+        pid = int(pid_file.read_text())
+        is_demo = b"demo" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return pid if is_demo else None
+
+
+def _end_running(pid_file: Path) -> None:
+    pid = _running(pid_file)
+    if pid is None:
+        click.echo("no demo runs")
+        return
+    os.kill(pid, signal.SIGTERM)
+    ends_at = time.monotonic() + 2 * STOP_TIMEOUT_S
+    while _running(pid_file) == pid:
+        if time.monotonic() > ends_at:
+            raise DemoFailed(f"process {pid} has not ended within {2 * STOP_TIMEOUT_S:g} s.")
+        time.sleep(POLL_S)
+    click.echo("ended")
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
