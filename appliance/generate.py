@@ -28,6 +28,7 @@ from appliance.errors import (
     InvalidValue,
     WaitTimeout,
 )
+from appliance.eventstream import SILENCE, Silence, begin, client_of, frames
 from appliance.metrics import Metrics
 from appliance.residency import Residency
 
@@ -75,13 +76,6 @@ class Queued:
     eta_s: int | None
 
 
-class Silence:
-    """Nothing to say for SSE_PING_S seconds."""
-
-
-SILENCE = Silence()
-
-
 @dataclass(frozen=True)
 class Done:
     """The end of an answer, with what it took."""
@@ -123,19 +117,12 @@ class Generate:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         deadline_s = _deadline_s(req)
         body = read_body(req, GenerateRequest, self._config.client_timeout_s)
-        client = req.env.get("gunicorn.socket")
-        if client is not None:
-            client.settimeout(self._config.client_timeout_s)  # a client that reads nothing loses its slot
-        events = self._answer(
-            self._prompt(body), req.context.key.id, req.context.request_id, client, deadline_s
-        )
+        client = client_of(req, self._config.client_timeout_s)  # one that reads nothing loses its slot
+        events = self._answer(self._prompt(body), req.context.key.id, req.context.request_id, client, deadline_s)
         if not body.stream:
             resp.media = _collect(events)
             return
-        resp.content_type = "text/event-stream"
-        resp.set_header("Cache-Control", "no-cache, no-transform")
-        resp.set_header("X-Accel-Buffering", "no")
-        resp.stream = req.context.stream = PrimedStream(_frames(events))
+        begin(req, resp, frames(events, _frame))
 
     def _prompt(self, body: GenerateRequest) -> Prompt:
         sampling: dict[str, Any] = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
@@ -156,15 +143,13 @@ class Generate:
         try:
             with ClientWatch(client) as watch, self._admission.enter(key_id, deadline_s) as ticket:
                 yield from self._wait_in_line(ticket, watch, deadline_s)
-                yield from self._wait_for_model(watch)
+                yield from wait_for_model(self._residency, watch, self._config.sse_ping_s)
                 ends_at = min(
                     ticket.started_at + self._config.generation_timeout_s,
                     arrived + (deadline_s or DEADLINE_LIMIT_S),
                 )
                 last, first_at = yield from self._relay(prompt, ticket, watch, ends_at)
-                done = self._done(
-                    last, ticket.started_at - ticket.entered_at, first_at and first_at - arrived
-                )
+                done = self._done(last, ticket.started_at - ticket.entered_at, first_at and first_at - arrived)
                 outcome = done.finish_reason
             yield done
         except ApplianceError as error:
@@ -175,13 +160,9 @@ class Generate:
             raise
         finally:
             self._metrics.generations.labels(outcome).inc()
-            log.info(
-                "generate id=%s key=%s outcome=%s %s", request_id, key_id, outcome, _summary(done, arrived)
-            )
+            log.info("generate id=%s key=%s outcome=%s %s", request_id, key_id, outcome, _summary(done, arrived))
 
-    def _wait_in_line(
-        self, ticket: Ticket, watch: ClientWatch, deadline_s: float | None
-    ) -> Iterator[Happening]:
+    def _wait_in_line(self, ticket: Ticket, watch: ClientWatch, deadline_s: float | None) -> Iterator[Happening]:
         """Events while the ticket waits; ends when it runs. Raises: WaitTimeout, its refusal, ClientGone."""
         if ticket.state is State.RUNNING:
             return
@@ -209,23 +190,6 @@ class Generate:
                 raise ClientGone("The client has left the line.")
         if ticket.refusal is not None:
             raise ticket.refusal
-
-    def _wait_for_model(self, watch: ClientWatch) -> Iterator[Happening]:
-        """Events while the service loads the model, where it is not in memory. Raises: what the load raised."""
-        load = self._residency.ensure_loaded()
-        if load is None:
-            return
-        ended = Event()
-        load.rawlink(lambda _: ended.set())
-        watch.call_when_gone(ended.set)
-        while not load.ready():
-            ended.wait(self._config.sse_ping_s)
-            if watch.is_gone:
-                raise ClientGone("The client has left while the model was loading.")
-            if not load.ready():
-                yield SILENCE
-        if isinstance(load.value, ApplianceError):
-            raise load.value
 
     def _relay(
         self, prompt: Prompt, ticket: Ticket, watch: ClientWatch, ends_at: float
@@ -279,51 +243,32 @@ class Generate:
         )
 
 
-class PrimedStream:
-    """A response body whose first chunk has been made: what fails before it is an honest status, not a broken stream.
-
-    Its generator has begun, so closing it runs its `finally` blocks; an unstarted generator's would never run.
-    """
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._first: bytes | None = next(chunks)
-        self._chunks = chunks
-
-    def __iter__(self) -> PrimedStream:
-        return self
-
-    def __next__(self) -> bytes:
-        if self._first is not None:
-            first, self._first = self._first, None
-            return first
-        return next(self._chunks)
-
-    def close(self) -> None:
-        self._chunks.close()  # type: ignore[attr-defined]  # a generator's
+def wait_for_model(residency: Residency, watch: ClientWatch, ping_s: float) -> Iterator[Silence]:
+    """Events while the service loads the model, where it is not in memory. Raises: what the load raised."""
+    load = residency.ensure_loaded()
+    if load is None:
+        return
+    ended = Event()
+    load.rawlink(lambda _: ended.set())
+    watch.call_when_gone(ended.set)
+    while not load.ready():
+        ended.wait(ping_s)
+        if watch.is_gone:
+            raise ClientGone("The client has left while the model was loading.")
+        if not load.ready():
+            yield SILENCE
+    if isinstance(load.value, ApplianceError):
+        raise load.value
 
 
-def _frames(events: Iterator[Happening]) -> Iterator[bytes]:
-    """The SSE bytes of the events; an error before the first is raised, one after is an `error` event."""
-    has_begun = False
-    try:
-        for event in events:
-            if isinstance(event, list):
-                frame = b"".join([sse.token(text) for text in event])
-            elif isinstance(event, Done):
-                frame = sse.event("done", {"done": True, **event.as_dict()})
-            elif isinstance(event, Queued):
-                frame = sse.event("queued", {"position": event.position, "eta_s": event.eta_s})
-            else:
-                frame = sse.PING
-            has_begun = True
-            yield frame
-    except ClientGone:
-        if not has_begun:
-            raise
-    except ApplianceError as error:
-        if not has_begun:
-            raise
-        yield sse.event("error", error.as_dict())
+def _frame(event: Happening) -> bytes:
+    if isinstance(event, list):
+        return b"".join([sse.token(text) for text in event])
+    if isinstance(event, Done):
+        return sse.event("done", {"done": True, **event.as_dict()})
+    if isinstance(event, Queued):
+        return sse.event("queued", {"position": event.position, "eta_s": event.eta_s})
+    return sse.PING
 
 
 def _collect(events: Iterator[Happening]) -> dict[str, Any]:
