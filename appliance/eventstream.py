@@ -1,0 +1,79 @@
+"""A response that is a stream of server-sent events: how it begins, how it fails, how it is kept alive.
+
+Knows no resource: what the events are, and their bytes, is told by who streams them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import falcon
+
+from appliance import sse
+from appliance.errors import ApplianceError, ClientGone
+
+E = TypeVar("E")
+
+
+class Silence:
+    """Nothing to say for SSE_PING_S seconds."""
+
+
+SILENCE = Silence()
+
+
+class PrimedStream:
+    """A response body whose first chunk has been made: what fails before it is an honest status, not a broken stream.
+
+    Its generator has begun, so closing it runs its `finally` blocks; an unstarted generator's would never run.
+    """
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._first: bytes | None = next(chunks)
+        self._chunks = chunks
+
+    def __iter__(self) -> PrimedStream:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        return next(self._chunks)
+
+    def close(self) -> None:
+        self._chunks.close()  # type: ignore[attr-defined]  # a generator's
+
+
+def begin(req: falcon.Request, resp: falcon.Response, chunks: Iterator[bytes]) -> None:
+    """Make the response a stream of `chunks`, a generator. Raises: what the first of them raises."""
+    resp.content_type = "text/event-stream"
+    resp.set_header("Cache-Control", "no-cache, no-transform")
+    resp.set_header("X-Accel-Buffering", "no")
+    resp.stream = req.context.stream = PrimedStream(chunks)
+
+
+def frames(events: Iterator[E], frame_of: Callable[[E], bytes]) -> Iterator[bytes]:
+    """The SSE bytes of the events; an error before the first is raised, one after is an `error` event."""
+    has_begun = False
+    try:
+        for event in events:
+            frame = frame_of(event)
+            has_begun = True
+            yield frame
+    except ClientGone:
+        if not has_begun:
+            raise
+    except ApplianceError as error:
+        if not has_begun:
+            raise
+        yield sse.event("error", error.as_dict())
+
+
+def client_of(req: falcon.Request, timeout_s: float) -> Any:
+    """The client's socket; a write it does not accept within `timeout_s` fails. None in a simulated request."""
+    client = req.env.get("gunicorn.socket")
+    if client is not None:
+        client.settimeout(timeout_s)
+    return client
