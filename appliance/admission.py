@@ -221,13 +221,17 @@ class Admission:
         self._advance()
 
     def drain(self) -> None:
-        """Refuse new requests and those that wait; running ones go on."""
+        """Refuse new requests and those that wait; running ones go on, but for a benchmark, which can take half an hour."""
         self.is_draining = True
         for ticket in self._line.clear():
             self._evict(ticket, self._draining())
-        if self._exclusive is not None and self._exclusive.state is State.WAITING:
-            exclusive, self._exclusive = self._exclusive, None
-            self._evict(exclusive, self._draining())
+        if self._exclusive is None:
+            return
+        if self._exclusive.state is State.RUNNING:
+            self._exclusive.cut_off(self._draining())
+            return
+        exclusive, self._exclusive = self._exclusive, None
+        self._evict(exclusive, self._draining())
 
     def resume(self) -> None:
         self.is_draining = False

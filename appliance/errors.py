@@ -23,6 +23,7 @@
     ├── EngineStalled 504          no first byte, or no next token, in time
     ├── WaitTimeout 504            waited MAX_QUEUE_WAIT_S, or the request's own deadline, for a slot
     ├── GenerationTimeout 504      the generation ran into the deadline
+    ├── BenchmarkTimeout 504       the benchmark asked for more than one may take
     └── StorageFull 507            the disk has no room for a new key
 
 Each error carries a status, a machine-readable code, a sentence with the remedy and, where waiting helps, the
@@ -148,6 +149,10 @@ class WaitTimeout(ApplianceError):
 
 class GenerationTimeout(ApplianceError):
     status, code = 504, "generation_timeout"
+
+
+class BenchmarkTimeout(ApplianceError):
+    status, code = 504, "benchmark_timeout"
 
 
 class StorageFull(ApplianceError):
