@@ -282,22 +282,14 @@ class FakeEngine:
         details = {**model.pop("details"), "context_length": 32768, "embedding_length": 2048}
         modified = {"modified_at": "2026-01-02T03:04:05.678901234Z"}
         name = {"name": model.pop("name"), "model": model.pop("model")}
-        return {
-            "models": [
-                {**name, **modified, **model, "details": details, "capabilities": ["completion", "tools"]}
-            ]
-        }
+        return {"models": [{**name, **modified, **model, "details": details, "capabilities": ["completion", "tools"]}]}
 
     def ps(self) -> dict[str, Any]:
         if self.loaded_with is None or self.expires_at_unix_s < time.time():
             return {"models": []}
         expires_at = self.dates.rfc3339_nano(int(self.expires_at_unix_s * 1e9))
         num_ctx = 4096 if self.loaded_with is ANY_OPTIONS else self.loaded_with[0]
-        return {
-            "models": [
-                {**self.summary(), "expires_at": expires_at, "size_vram": 0, "context_length": num_ctx}
-            ]
-        }
+        return {"models": [{**self.summary(), "expires_at": expires_at, "size_vram": 0, "context_length": num_ctx}]}
 
     def show(self, request: Request) -> bytes:
         body = parse(request.body) or {}
@@ -329,9 +321,7 @@ class FakeEngine:
         lines: list[dict[str, Any]] = [{"status": "pulling manifest"}]
         for step in range(1, knobs.pull_steps + 1):
             done = total * step // knobs.pull_steps
-            lines.append(
-                {"status": f"pulling {digest[7:19]}", "digest": digest, "total": total, "completed": done}
-            )
+            lines.append({"status": f"pulling {digest[7:19]}", "digest": digest, "total": total, "completed": done})
         if knobs.pull_error:
             ending: list[dict[str, Any]] = [{"error": knobs.pull_error}]
         else:
@@ -416,9 +406,7 @@ class FakeEngine:
             self.expires_at_unix_s = time.time() + keep_alive_s
             self.release()
 
-    def final(
-        self, route: str, reason: str, metrics: dict[str, int] | None = None, text: str = ""
-    ) -> dict[str, Any]:
+    def final(self, route: str, reason: str, metrics: dict[str, int] | None = None, text: str = "") -> dict[str, Any]:
         return wire.final_record(route, self.knobs.model, self.now(), reason, metrics, text)
 
     def take_fault(self) -> Fault:
@@ -551,9 +539,7 @@ class Answer:
         """The answer; returns how it ended."""
         if self.fault == "hang_first":
             yield FOREVER
-        if self.fault == "too_long" or (
-            self.prompt_tokens >= self.num_ctx and self.body.get("truncate") is False
-        ):
+        if self.fault == "too_long" or (self.prompt_tokens >= self.num_ctx and self.body.get("truncate") is False):
             yield from self.engine.reply(self.connection, self.too_long())
             return "too_long"
         self.prompt_tokens = min(self.prompt_tokens, self.num_ctx - 1)
@@ -723,11 +709,7 @@ def duration_s(keep_alive: Any) -> float:
 def is_local(host: str) -> bool:
     """Whether Ollama on a loopback bind lets this Host header in."""
     name = host.rsplit(":", 1)[0].strip("[]").lower()
-    return (
-        name in ("", "localhost")
-        or name.startswith("127.")
-        or name.endswith((".localhost", ".local", ".internal"))
-    )
+    return name in ("", "localhost") or name.startswith("127.") or name.endswith((".localhost", ".local", ".internal"))
 
 
 def parse(body: bytes) -> dict[str, Any] | None:
@@ -744,9 +726,7 @@ def read_request(connection: Connection) -> Generator[Any, None, Request]:
     while (end := received.find(b"\r\n\r\n")) < 0:
         yield READ
     first, *lines = received[:end].decode("latin-1").split("\r\n")
-    headers = {
-        name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
-    }
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     length = int(headers.get("content-length", 0))
     while len(received) < end + 4 + length:
         yield READ
@@ -760,9 +740,7 @@ def read_request(connection: Connection) -> Generator[Any, None, Request]:
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.fake_engine", description="A fake Ollama with knobs."
-    )
+    parser = argparse.ArgumentParser(prog="python -m bench.fake_engine", description="A fake Ollama with knobs.")
     parser.add_argument("--port", type=int, default=0, help="0 lets the system choose")
     parser.add_argument("--control-port", type=int, default=0, help="0 lets the system choose")
     for field in msgspec.structs.fields(Knobs):
@@ -771,9 +749,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default)
         else:
             kind = type(field.default)
-            parser.add_argument(
-                option, type=kind, default=field.default, metavar=str(field.default) or "NAME"
-            )
+            parser.add_argument(option, type=kind, default=field.default, metavar=str(field.default) or "NAME")
     return parser.parse_args(argv)
 
 

@@ -25,9 +25,7 @@ JSON = "application/json; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
 LAST_CHUNK = b"0\r\n\r\n"
 
-_GO_ESCAPES = str.maketrans(
-    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-)
+_GO_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
 def go_json(value: Any) -> str:
@@ -110,11 +108,7 @@ def token_line(route: str, model: str, created_at: str, text: str) -> bytes:
     route: "chat" or "generate"; they differ in where the text is.
     """
     escaped = go_json(text)
-    content = (
-        f'"message":{{"role":"assistant","content":{escaped}}}'
-        if route == "chat"
-        else f'"response":{escaped}'
-    )
+    content = f'"message":{{"role":"assistant","content":{escaped}}}' if route == "chat" else f'"response":{escaped}'
     return f'{{"model":{go_json(model)},"created_at":"{created_at}",{content},"done":false}}\n'.encode()
 
 
