@@ -20,13 +20,11 @@ from appliance.embedded.options import FOREVER_S, LoadOptions, parse_duration
 from appliance.embedded.runner import Runner
 from appliance.embedded.wire import Server
 
-# Smaller than Ollama's 512: llama.cpp stops for a client that left, and serves the other slots, only between batches.
+# Ollama has 512; but llama.cpp stops for a client that left, and serves the other slots, only between batches.
 NUM_BATCH = 64
 
 
-def _named_model(
-    context: click.Context, parameter: click.Parameter, value: str | None
-) -> tuple[str, Path] | None:
+def _named_model(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, Path] | None:
     if value is None:
         return None
     name, _, file = value.partition("=")
@@ -42,17 +40,13 @@ def _keep_alive(context: click.Context, parameter: click.Parameter, value: str) 
         try:
             seconds = parse_duration(value)
         except ValueError as error:
-            raise click.BadParameter(
-                f"{error}; write it as 5m, 1h30m, or seconds; negative is for ever"
-            ) from None
+            raise click.BadParameter(f"{error}; write it as 5m, 1h30m, or seconds; negative is for ever") from None
     return FOREVER_S if seconds < 0 else seconds
 
 
 @click.command(help="Run the embedded engine: a small real model behind Ollama's API.")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option(
-    "--port", default=11434, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
-)
+@click.option("--port", default=11434, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--model", callback=_named_model, metavar="NAME:TAG=FILE.gguf", help="Serve this file instead.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 64))
 @click.option("--num-ctx", default=1024, show_default=True, type=click.IntRange(4), help="Tokens a slot.")
@@ -64,9 +58,7 @@ def _keep_alive(context: click.Context, parameter: click.Parameter, value: str) 
     envvar="OLLAMA_NUM_PARALLEL",
     help="Slots.",
 )
-@click.option(
-    "--keep-alive", default="5m", show_default=True, envvar="OLLAMA_KEEP_ALIVE", callback=_keep_alive
-)
+@click.option("--keep-alive", default="5m", show_default=True, envvar="OLLAMA_KEEP_ALIVE", callback=_keep_alive)
 @click.option(
     "--max-queue",
     default=512,
@@ -96,9 +88,7 @@ def command(
     if fetch_only:
         click.echo(f"the model {served.name} is here: {served.path}")
         return
-    runner = Runner(
-        lambda wanted: llama.Llama(wanted.model, wanted.load, parallel), parallel, keep_alive, max_queue
-    )
+    runner = Runner(lambda wanted: llama.Llama(wanted.model, wanted.load, parallel), parallel, keep_alive, max_queue)
     defaults = LoadOptions(num_ctx=num_ctx, num_batch=NUM_BATCH, num_thread=threads)
     serve(host, port, Api([served], runner, defaults, _is_loopback(host)), runner, served)
 
@@ -118,7 +108,7 @@ def serve(host: str, port: int, api: Api, runner: Runner[llama.Llama], served: M
     signal.sigwait(endings)
     server.shutdown()
     server.server_close()
-    # As Ollama does: running generations end here. Leaving by the interpreter's own way would wait for llama.cpp's
+    # As Ollama does: running generations end here. The interpreter's own way out would wait for llama.cpp's
     # threads, which may be deep in a batch.
     os._exit(0)
 

@@ -1,33 +1,50 @@
 """The routes: Ollama's HTTP API, as far as the appliance, the bench and the official client use it.
 
 Left out, against Ollama: embeddings, model management other than pull of what is here, the OpenAI routes, logprobs,
-images, and Go templates in a request. A model has one name, one file, and its own chat template. The guard against
-a repeating model, which ends Ollama's stream early, is left out too.
+CORS headers, and Go templates in a request. The guard that ends Ollama's stream when a model repeats one token is
+left out too. `shift`, `truncate`, `context` and `format` work as they do there.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from appliance.embedded.bodies import Ask, Message, parse_chat, parse_generate, parse_named
 from appliance.embedded.errors import EngineError
 from appliance.embedded.gguf import Model, full_name
 from appliance.embedded.llama import Completed, Llama
 from appliance.embedded.options import LoadOptions, RunOptions, parse_options
-from appliance.embedded.prompts import newest_that_fit, shortened
+from appliance.embedded.prompts import (
+    CHATML_IN_GO,
+    CHATML_STOPS,
+    chatml,
+    is_chatml,
+    newest_that_fit,
+    shortened,
+)
 from appliance.embedded.runner import Runner, Wanted
 from appliance.embedded.wire import Exchange
 
 VERSION = "0.0.0-embedded"  # never a version of Ollama: this is not Ollama
 
 _CAPABILITIES = ["completion"]
+_NAME = re.compile(r"[\w./:-]+", re.ASCII)
+_NO_IMAGES = {
+    "error": {
+        "code": 400,
+        "message": "Multimodal data provided, but model does not support multimodal requests.",
+        "type": "invalid_request_error",
+    }
+}
 
 
 def go_time(nanoseconds: int) -> str:
@@ -38,7 +55,7 @@ def go_time(nanoseconds: int) -> str:
 
 
 def is_own_host(host: str) -> bool:
-    """Whether a Host header names this machine: what keeps a web page from reaching a loopback service by DNS."""
+    """Whether a Host header names this machine, so that no web page reaches a loopback service through its DNS."""
     name = host.rsplit(":", 1)[0] if host.count(":") == 1 or "]:" in host else host
     name = name.strip("[]").lower()
     try:
@@ -48,6 +65,16 @@ def is_own_host(host: str) -> bool:
             (".localhost", ".local", ".internal")
         )
     return address.is_loopback or address.is_private or address.is_unspecified
+
+
+def is_own_origin(origin: str, host: str) -> bool:
+    """Whether a page of this origin may ask: none, this service's own, a local one, or a desktop program's."""
+    scheme, _, rest = origin.partition("://")
+    if not origin or rest == host:
+        return True
+    if scheme in ("http", "https"):
+        return urlsplit(origin).hostname in ("localhost", "127.0.0.1", "0.0.0.0")  # noqa: S104 (compared only)
+    return scheme in ("app", "file", "tauri", "vscode-webview", "vscode-file")
 
 
 def schema_of(format: Any) -> dict[str, Any] | None:
@@ -100,7 +127,11 @@ class Generation:
 
 
 class Api:
-    """Answers the requests. models: what is served, by full name. defaults: load options where a request is silent."""
+    """Answers the requests.
+
+    models: what is served. defaults: load options where a request is silent. on_loopback: only this machine can
+    reach us, so a foreign Host header is a web page's trick.
+    """
 
     def __init__(
         self, models: Sequence[Model], runner: Runner[Llama], defaults: LoadOptions, on_loopback: bool
@@ -122,16 +153,20 @@ class Api:
 
     def __call__(self, exchange: Exchange) -> None:
         """Answer one request. Raises: EngineError, ClientGone."""
-        if self._on_loopback and not is_own_host(exchange.headers.get("Host", "")):
-            exchange.text("", 403)
+        host = exchange.headers.get("Host", "")
+        if self._on_loopback and not is_own_host(host):
+            exchange.refuse(403)
+            return
+        if not is_own_origin(exchange.headers.get("Origin", ""), host):
+            exchange.refuse(403)
             return
         handlers = self._routes.get(exchange.path.split("?", 1)[0])
         if handlers is None:
-            exchange.text("404 page not found", 404)
+            exchange.refuse(404, "404 page not found")
             return
         handler = handlers.get(exchange.command)
         if handler is None:
-            exchange.text("405 method not allowed", 405, {"Allow": ", ".join(handlers)})
+            exchange.refuse(405, "405 method not allowed", {"Allow": ", ".join(handlers)})
             return
         handler(exchange)
 
@@ -183,12 +218,13 @@ class Api:
         name, _ = parse_named(exchange.body, "ShowRequest")
         if not name:
             raise EngineError(400, "model is required")
-        model = self._find(name)
+        model = self._find(name, full_name(name))
         hidden = ("general.name", "tokenizer.chat_template")
+        plain = is_chatml(model.chat_template)
         shown = {
-            "license": model.header.get("general.license", ""),
             "modelfile": f"# Served by the embedded engine, not by Ollama\nFROM {model.path}\n",
-            "template": model.header.get("tokenizer.chat_template", ""),
+            "parameters": "\n".join(f'stop                           "{stop}"' for stop in _stops(model)),
+            "template": CHATML_IN_GO if plain else model.chat_template,
         }
         exchange.json(
             _non_zero(shown)
@@ -234,10 +270,13 @@ class Api:
         model = self._find(ask.model)
         self._run(Generation(exchange, ask, True, started_ns), model)
 
-    def _find(self, name: str) -> Model:
+    def _find(self, name: str, shown_as: str | None = None) -> Model:
+        """Raises: EngineError 400 for what cannot be a name, 404 for what is not here."""
+        if name and not _NAME.fullmatch(name):
+            raise EngineError(400, "invalid model name")
         model = self._models.get(full_name(name))
         if model is None:
-            raise EngineError(404, f"model '{name}' not found")
+            raise EngineError(404, f"model '{shown_as or name}' not found")
         return model
 
     def _run(self, generation: Generation, model: Model) -> None:
@@ -254,7 +293,8 @@ class Api:
             exchange.json(generation.record("", done=True, done_reason="unload"))
             return
         _refuse_what_is_missing(ask, model)
-        load, run = parse_options(ask.options, self._defaults, model.trained_ctx, ask.shift)
+        defaults = replace(self._defaults, context_shift=ask.shift)
+        load, run = parse_options(ask.options, defaults, model.trained_ctx, _stops(model))
         wanted = Wanted(model, load)
         if ask.is_empty and self._runner.keep(wanted, ask.keep_alive_s):
             exchange.json(generation.record("", done=True, done_reason="load"))
@@ -266,12 +306,10 @@ class Api:
                 return
             self._generate(generation, slot.backend, wanted, run, ready_ns)
 
-    def _generate(
-        self, generation: Generation, llama: Llama, wanted: Wanted, run: RunOptions, ready_ns: int
-    ) -> None:
+    def _generate(self, generation: Generation, llama: Llama, wanted: Wanted, run: RunOptions, ready_ns: int) -> None:
         ask, exchange = generation.ask, generation.exchange
-        text = _prompt(ask, wanted.load, llama)
         exchange.streams = ask.stream
+        text = _prompt(ask, wanted, llama)
         pieces: list[str] = []
 
         def on_text(piece: str) -> None:
@@ -311,20 +349,26 @@ def _refuse_what_is_missing(ask: Ask, model: Model) -> None:
         raise EngineError(400, "the embedded engine does not support templates in a request")
 
 
-def _prompt(ask: Ask, load: LoadOptions, llama: Llama) -> str:
-    """The text that the model gets: raw, or rendered with its chat template from the messages that fit."""
+def _stops(model: Model) -> Sequence[str]:
+    """The stop strings that the model comes with."""
+    return CHATML_STOPS if is_chatml(model.chat_template) else ()
+
+
+def _prompt(ask: Ask, wanted: Wanted, llama: Llama) -> str:
+    """The text that the model gets: raw, or made by its chat template of the messages that fit."""
+    if ask.has_images:
+        raise EngineError(400, json.dumps(_NO_IMAGES, separators=(",", ":")))
     if ask.raw:
         return ask.prompt
     messages = list(ask.messages)
     if ask.prompt:
         messages = [Message("system", ask.system)] if ask.system else []
         messages.append(Message("user", ask.prompt))
+    render = chatml if is_chatml(wanted.model.chat_template) else llama.render
     if ask.truncate and len(messages) > 1:
-        messages = newest_that_fit(
-            messages, load.num_ctx, lambda kept: len(llama.tokenize(llama.render(kept)))
-        )
+        messages = newest_that_fit(messages, wanted.load.num_ctx, lambda kept: len(llama.tokenize(render(kept))))
     before = llama.detokenize(ask.context) if ask.context else ""
-    return before + llama.render(messages)
+    return before + render(messages)
 
 
 def _fitting(text: str, ask: Ask, wanted: Wanted, run: RunOptions, llama: Llama) -> str | list[int]:

@@ -1,7 +1,7 @@
-"""The JSON bodies of the API's requests, with the error texts of Ollama's decoder. Pure: knows no HTTP and no engine.
+"""The JSON bodies of the API's requests, with the error texts of Ollama's decoder. Pure: knows no HTTP.
 
-Ollama is written in Go: its decoder reads the first JSON value and ignores what follows, takes null for "not given",
-ignores unknown fields, and puts U+FFFD where the bytes are no UTF-8 or an escape is half a surrogate pair.
+Ollama is written in Go: its decoder reads the first JSON value and ignores what follows, takes null for "not
+given", ignores unknown fields, and puts U+FFFD where the bytes are no UTF-8 or an escape is half a surrogate pair.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class Ask:
     shift: bool = True
     messages: tuple[Message, ...] = ()
     has_tools: bool = False
+    has_images: bool = False
     prompt: str = ""
     system: str = ""
     suffix: str = ""
@@ -89,11 +90,7 @@ class Ask:
 def _whole(value: Any) -> Any:
     """The value with U+FFFD in place of half surrogate pairs, which no encoder takes."""
     if isinstance(value, str):
-        return (
-            value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            if not value.isascii()
-            else value
-        )
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if not value.isascii() else value
     if isinstance(value, list):
         return [_whole(item) for item in value]
     if isinstance(value, dict):
@@ -143,13 +140,9 @@ def decode(body: bytes, struct: str, fields: Mapping[str, str]) -> dict[str, Any
 def _check(item: Any, go_type: str, where: str) -> None:
     kind = _GO_KIND[type(item)]
     if go_type == "int" and isinstance(item, float):
-        raise EngineError(
-            400, f"json: cannot unmarshal number {item} into Go struct field {where} of type int"
-        )
+        raise EngineError(400, f"json: cannot unmarshal number {item} into Go struct field {where} of type int")
     if type(item) is not _PYTHON_TYPE[go_type]:
-        raise EngineError(
-            400, f"json: cannot unmarshal {kind} into Go struct field {where} of type {go_type}"
-        )
+        raise EngineError(400, f"json: cannot unmarshal {kind} into Go struct field {where} of type {go_type}")
     if isinstance(item, list) and go_type == "[]int":
         for entry in item:
             _check(entry, "int", where)
@@ -160,9 +153,7 @@ def _think(value: Any) -> bool:
     if isinstance(value, bool):
         return value
     if not isinstance(value, str):
-        raise EngineError(
-            400, 'think must be a boolean or string ("high", "medium", "low", "max", true, or false)'
-        )
+        raise EngineError(400, 'think must be a boolean or string ("high", "medium", "low", "max", true, or false)')
     if value not in levels:
         raise EngineError(
             400, f'invalid think value: "{value}" (must be "high", "medium", "low", "max", true, or false)'
@@ -194,21 +185,21 @@ def parse_generate(body: bytes) -> Ask:
     """The body of POST /api/generate. Raises: EngineError 400."""
     given = decode(body, "GenerateRequest", _GENERATE)
     own = {name: given[name] for name in ("prompt", "system", "suffix", "template", "raw") if name in given}
-    return Ask(**_common(given), **own, context=tuple(given.get("context", ())))
+    return Ask(**_common(given), **own, context=tuple(given.get("context", ())), has_images=bool(given.get("images")))
 
 
 def parse_chat(body: bytes) -> Ask:
     """The body of POST /api/chat. Raises: EngineError 400."""
     given = decode(body, "ChatRequest", _CHAT)
-    messages = tuple(_message(item) for item in given.get("messages", ()))
-    return Ask(**_common(given), messages=messages, has_tools=bool(given.get("tools")))
+    turns = given.get("messages", [])
+    messages = tuple(_message(item) for item in turns)
+    has_images = any(item.get("images") for item in turns)
+    return Ask(**_common(given), messages=messages, has_tools=bool(given.get("tools")), has_images=has_images)
 
 
 def _message(item: Any) -> Message:
     if not isinstance(item, dict):
-        raise EngineError(
-            400, f"json: cannot unmarshal {_GO_KIND[type(item)]} into Go value of type api.Alias"
-        )
+        raise EngineError(400, f"json: cannot unmarshal {_GO_KIND[type(item)]} into Go value of type api.Alias")
     values = {name: item.get(name) or "" for name in ("role", "content")}
     for name, value in values.items():
         _check(value, "string", f"Alias.{name}")
@@ -216,6 +207,6 @@ def _message(item: Any) -> Message:
 
 
 def parse_named(body: bytes, struct: str) -> tuple[str, bool]:
-    """The body of POST /api/show and /api/pull: the model's name, and whether to stream. Raises: EngineError 400."""
+    """The model's name and whether to stream, from a body of /api/show or /api/pull. Raises: EngineError 400."""
     given = decode(body, struct, _NAMED)
     return given.get("model") or given.get("name") or "", given.get("stream", True)

@@ -1,6 +1,6 @@
 """The facts in a GGUF file's header, and the model as Ollama's API describes it. Knows no engine.
 
-Format: ggml's docs/gguf.md. Arrays are skipped and kept as None: the vocabulary is large and nobody asks for it.
+Format: ggml's docs/gguf.md. Arrays are skipped and kept as None, as Ollama shows them: vocabularies are large.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ _SCALAR = {
 }
 _STRING, _ARRAY = 8, 9
 _QUANTIZATION = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
-    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 32: "BF16",
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
+    11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M",
+    18: "Q6_K", 32: "BF16",
 }  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def human_count(count: int) -> str:
     return f"{count / 1e3:.0f}K" if count >= 10**3 else str(count)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """One model file under the name it is served by."""
 
@@ -122,6 +123,10 @@ class Model:
     @property
     def trained_ctx(self) -> int:
         return int(self.fact("context_length", 2**31))
+
+    @property
+    def chat_template(self) -> str:
+        return str(self.header.get("tokenizer.chat_template", ""))
 
     @property
     def adds_bos(self) -> bool:

@@ -1,7 +1,8 @@
 """The only file that knows xllamacpp: load a model, render its chat template, tokenize, complete.
 
-xllamacpp runs llama.cpp's server in threads of this process. Completions go through it directly. What it offers only
-over its own HTTP port on loopback (templates, tokens) goes there; the port asks for a random key that only we know.
+xllamacpp runs llama.cpp's server in threads of this process. Completions go through it directly. What it offers
+only over its own HTTP port on loopback (templates, tokens) goes there; the port asks for a random key that only we
+know.
 """
 
 from __future__ import annotations
@@ -30,16 +31,17 @@ def library() -> ModuleType:
         return import_module("xllamacpp")
     except ModuleNotFoundError:
         raise SetupProblem(
-            f"the embedded engine needs xllamacpp; in the project's folder run: {sys.executable} -m pip install '.[embedded]'"
+            "the embedded engine needs xllamacpp; in the project's folder run:"
+            f" {sys.executable} -m pip install '.[embedded]'"
         ) from None
     except ImportError as error:
         if "libgomp.so.1" in str(error):
             raise SetupProblem(
-                "the embedded engine needs the system library libgomp.so.1; run: sudo apt-get install libgomp1"
+                "the embedded engine needs the system's libgomp.so.1; run: sudo apt-get install libgomp1"
             ) from None
         raise SetupProblem(
-            f"xllamacpp does not work on this machine ({error}); run: {sys.executable} -m pip install --force-reinstall"
-            " '.[embedded]'"
+            f"xllamacpp does not work on this machine ({error}); in the project's folder run:"
+            f" {sys.executable} -m pip install --force-reinstall '.[embedded]'"
         ) from None
 
 
@@ -119,7 +121,7 @@ class Llama:
     ) -> Completed:
         """Generate; `on_text` gets each piece as it is made, in this thread.
 
-        prompt: text or token ids. token_limit: how many to make at most. schema: a JSON schema the answer must meet.
+        prompt: text or token ids. token_limit: how many to make at most. schema: of the JSON to answer with.
         is_gone: asked at every batch of the prompt and every token; llama.cpp can stop only there.
         Raises: ClientGone, EngineError with llama.cpp's own status and text, and what `on_text` raises.
         """
@@ -140,7 +142,7 @@ class Llama:
             "repeat_penalty": run.repeat_penalty,
             "presence_penalty": run.presence_penalty,
             "frequency_penalty": run.frequency_penalty,
-            "seed": run.seed,
+            "seed": run.seed & 0xFFFFFFFF,  # -1 becomes llama.cpp's "choose one"
             "stop": run.stop,
         }
         if schema is not None:
@@ -151,7 +153,7 @@ class Llama:
 
 
 class _Ending:
-    """Collects what llama.cpp calls back with. `take` keeps exceptions for later: xllamacpp would swallow them."""
+    """Collects what llama.cpp calls back with, exceptions too: xllamacpp would swallow them."""
 
     def __init__(self, on_text: Callable[[str], None], is_gone: Callable[[], bool]) -> None:
         self._on_text = on_text
@@ -188,8 +190,7 @@ class _Ending:
         return Completed(
             text=choice.get("text") or "",
             done_reason="length" if choice["finish_reason"] == "length" else "stop",
-            prompt_eval_count=timings["cache_n"]
-            + timings["prompt_n"],  # as Ollama: with those from the cache
+            prompt_eval_count=timings["cache_n"] + timings["prompt_n"],  # as Ollama: with those from the cache
             prompt_eval_ns=int(timings["prompt_ms"] * 1e6),
             eval_count=timings["predicted_n"],
             eval_ns=int(timings["predicted_ms"] * 1e6),

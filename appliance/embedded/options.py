@@ -7,7 +7,7 @@ unknown names and null, and refuses a wrong type with a 500. Defaults are those 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -51,9 +51,9 @@ class RunOptions:
     stop: list[str] = field(default_factory=list)
 
     def token_limit(self, num_ctx: int) -> int:
-        """How many tokens to make at most: num_predict, or ten contexts when it is negative or more."""
+        """How many tokens to make at most: num_predict, or ten contexts when it is more, zero or negative."""
         limit = CONTEXTS_PER_GENERATION * num_ctx
-        return limit if self.num_predict < 0 else min(self.num_predict, limit)
+        return limit if self.num_predict <= 0 else min(self.num_predict, limit)
 
 
 def _integer(name: str, value: Any) -> int:
@@ -97,12 +97,12 @@ _IDLE: dict[str, Callable[[str, Any], Any]] = {
 
 
 def parse_options(
-    given: Mapping[str, Any], defaults: LoadOptions, trained_ctx: int, context_shift: bool
+    given: Mapping[str, Any], defaults: LoadOptions, trained_ctx: int, stop: Sequence[str] = ()
 ) -> tuple[LoadOptions, RunOptions]:
     """Read a request's `options`.
 
-    given: the JSON object. defaults: what applies where it is silent. trained_ctx: tokens the model was made for.
-    context_shift: the request's `shift`; unlike in the object, it changes how the model is loaded.
+    given: the JSON object. defaults: load options where it is silent. trained_ctx: the tokens that the model was
+    made for. stop: the model's own stop strings.
     Raises: EngineError 500 with Ollama's text when a value has the wrong type.
     """
     checks = _LOAD | _RUN | _IDLE
@@ -110,11 +110,17 @@ def parse_options(
     num_ctx = max(MIN_NUM_CTX, min(values.get("num_ctx", defaults.num_ctx), trained_ctx))
     load = LoadOptions(
         num_ctx=num_ctx,
-        num_batch=max(1, min(values.get("num_batch", defaults.num_batch), num_ctx)),
-        num_thread=values.get("num_thread", 0) or defaults.num_thread,
-        context_shift=context_shift,
+        num_batch=min(_positive(values.get("num_batch")) or defaults.num_batch, num_ctx),
+        num_thread=_positive(values.get("num_thread")) or defaults.num_thread,
+        context_shift=defaults.context_shift,
     )
-    return load, RunOptions(**{name: value for name, value in values.items() if name in _RUN})
+    run = {name: value for name, value in values.items() if name in _RUN}
+    return load, RunOptions(**{"stop": list(stop), **run})
+
+
+def _positive(value: int | None) -> int:
+    """The value, or 0 where Ollama takes it for "choose yourself"."""
+    return max(value or 0, 0)
 
 
 def parse_duration(text: str) -> float:

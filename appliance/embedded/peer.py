@@ -7,12 +7,12 @@ import socket
 
 from appliance.embedded.errors import ClientGone
 
-# Linux tells of the other side's end at once, whatever unread bytes lie before it; elsewhere the error bits must do.
+# Linux tells at once that the other side ended, whatever unread bytes lie before it; elsewhere the error bits do.
 _ENDED = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 class Peer:
-    """Watches one connected socket. A client that shut down only its sending side counts as gone, as it does in Go."""
+    """Watches one connected socket. A client that shut down only its sending side is gone too, as it is for Go."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection

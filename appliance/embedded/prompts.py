@@ -1,7 +1,7 @@
-"""What is cut from a prompt that does not fit the context. Pure: the tokenizer and the template are passed in.
+"""The ChatML template, and what is cut from a prompt that does not fit the context. Pure.
 
-Ollama does this silently (server/routes.go, llm/llama_server.go): a chat loses its oldest messages first; a prompt that
-is still too long keeps its first num_keep tokens and its end, and about half the context is left free.
+Ollama cuts silently (server/routes.go, llm/llama_server.go): a chat loses its oldest messages first; a prompt that is
+still too long keeps its first num_keep tokens and its end, and about half the context is left free.
 """
 
 from __future__ import annotations
@@ -13,9 +13,27 @@ from appliance.embedded.errors import EngineError
 from appliance.embedded.options import LoadOptions
 
 TOO_LONG = (
-    "the prompt is longer than the context length currently available to the model; shorten the prompt, adjust the"
-    " context length in settings, or use a model with a longer context length"
+    "the prompt is longer than the context length currently available to the model; shorten the prompt, adjust"
+    " the context length in settings, or use a model with a longer context length"
 )
+
+# What Ollama puts in place of a GGUF's own template when that is plain ChatML: without its default system prompt.
+CHATML_IN_GO = (
+    "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
+)
+CHATML_STOPS = ("<|im_start|>", "<|im_end|>")
+_CHATML_TURN = "'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>'"
+
+
+def is_chatml(template: str) -> bool:
+    """Whether a GGUF's chat template does no more than ChatML (for which Ollama then uses its own)."""
+    return _CHATML_TURN in template.replace("\\n", "\n") and "tools" not in template
+
+
+def chatml(messages: Sequence[Message]) -> str:
+    """The messages as ChatML, ending where the assistant is to speak."""
+    turns = (f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n" for message in messages)
+    return "".join(turns) + "<|im_start|>assistant\n"
 
 
 def newest_that_fit(

