@@ -147,11 +147,11 @@ class KeyRing:
         self._writer_thread.kill()
 
     def _see(self, since: float) -> None:
-        """Return when the table is as true as the file was at `since`, or the file cannot be read.
+        """Return when the table shows the file as it was after `since`, or the file cannot be read.
 
         A look that takes LOOK_TIMEOUT_S (a disk that hangs) is waited for no longer, by nobody.
         """
-        while self._true_as_of < since and not self._closed:
+        while self._true_as_of <= since and not self._closed:
             if self._look is not None:
                 left_s = self._look_began_at + LOOK_TIMEOUT_S - self._clock()
                 if left_s <= 0 or self._look.wait(left_s) is None:
