@@ -221,7 +221,7 @@ class Admission:
         self._advance()
 
     def drain(self) -> None:
-        """Refuse new requests and those that wait; running ones go on, but for a benchmark, which can take half an hour."""
+        """Refuse new requests and those that wait, and end a benchmark, which could go on for long; the rest goes on."""
         self.is_draining = True
         for ticket in self._line.clear():
             self._evict(ticket, self._draining())
