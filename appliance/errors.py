@@ -163,6 +163,7 @@ def render(req: falcon.Request, resp: falcon.Response, ex: Exception, params: di
     """Falcon's handler for every ApplianceError: status, JSON body, Retry-After, WWW-Authenticate."""
     assert isinstance(ex, ApplianceError)
     resp.status = "499 Client Closed Request" if ex.status == 499 else falcon.code_to_http_status(ex.status)
+    resp.content_type = falcon.MEDIA_JSON
     resp.media = ex.as_dict()
     resp.stream = None
     if ex.retry_after_s is not None:

@@ -5,7 +5,7 @@ Knows no resource: what the events are, and their bytes, is told by who streams 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 import falcon
@@ -29,7 +29,7 @@ class PrimedStream:
     Its generator has begun, so closing it runs its `finally` blocks; an unstarted generator's would never run.
     """
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
+    def __init__(self, chunks: Generator[bytes, None, None]) -> None:
         self._first: bytes | None = next(chunks)
         self._chunks = chunks
 
@@ -43,18 +43,18 @@ class PrimedStream:
         return next(self._chunks)
 
     def close(self) -> None:
-        self._chunks.close()  # type: ignore[attr-defined]  # a generator's
+        self._chunks.close()
 
 
-def begin(req: falcon.Request, resp: falcon.Response, chunks: Iterator[bytes]) -> None:
+def begin(req: falcon.Request, resp: falcon.Response, chunks: Generator[bytes, None, None]) -> None:
     """Make the response a stream of `chunks`, a generator. Raises: what the first of them raises."""
+    resp.stream = req.context.stream = PrimedStream(chunks)
     resp.content_type = "text/event-stream"
     resp.set_header("Cache-Control", "no-cache, no-transform")
     resp.set_header("X-Accel-Buffering", "no")
-    resp.stream = req.context.stream = PrimedStream(chunks)
 
 
-def frames(events: Iterator[E], frame_of: Callable[[E], bytes]) -> Iterator[bytes]:
+def frames(events: Generator[E, None, None], frame_of: Callable[[E], bytes]) -> Generator[bytes, None, None]:
     """The SSE bytes of the events; an error before the first is raised, one after is an `error` event."""
     has_begun = False
     try:
@@ -69,6 +69,8 @@ def frames(events: Iterator[E], frame_of: Callable[[E], bytes]) -> Iterator[byte
         if not has_begun:
             raise
         yield sse.event("error", error.as_dict())
+    finally:
+        events.close()
 
 
 def client_of(req: falcon.Request, timeout_s: float) -> Any:

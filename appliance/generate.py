@@ -132,7 +132,7 @@ class Generate:
 
     def _answer(
         self, prompt: Prompt, key_id: str, request_id: str, client: Any, deadline_s: float | None
-    ) -> Iterator[Happening]:
+    ) -> Generator[Happening, None, None]:
         """The events of one generation. All it takes is taken in here, so closing it gives all back.
 
         1. A place: a slot, or the line. 2. The line. 3. The model in memory. 4. The engine's records. 5. Done.
