@@ -12,8 +12,7 @@ import falcon
 from appliance import errors, openapi
 from appliance.admission import Admission
 from appliance.auth import RequireApiKey
-
-# from appliance.benchmark import Benchmark
+from appliance.benchmark import Benchmark
 from appliance.config import Config
 from appliance.engine import Engine
 from appliance.generate import Generate
@@ -43,7 +42,7 @@ def create_app(
     app.add_route("/live", Live())
     app.add_route("/ready", Ready(admission, residency))
     app.add_route("/generate", Generate(config, admission, engine, residency, metrics))
-    # app.add_route("/benchmark", Benchmark(config, admission, engine, residency))
+    app.add_route("/benchmark", Benchmark(config, admission, engine, residency))
     app.add_route("/keys/generate", IssueKey(keys, config.key_issuance))
     app.add_route("/metrics", metrics)
     app.add_route("/openapi.json", openapi.Document())
