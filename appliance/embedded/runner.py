@@ -144,6 +144,11 @@ class Runner(Generic[B]):
                 return None
             return self._loaded, self._keep_s if self._busy else max(0.0, self._expires_s - self._clock())
 
+    @property
+    def waiting(self) -> int:
+        """How many wait in line."""
+        return len(self._line)
+
     def unload_expired(self) -> None:
         """Unload what has been idle for its time."""
         with self._state:
