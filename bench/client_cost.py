@@ -1,4 +1,4 @@
-"""`python -m bench.client_cost`: what reading one token costs, by the official client and by the appliance's own reader.
+"""`python -m bench.client_cost`: what reading one token costs, by the official client and by the appliance's reader.
 
 CPU time of this process per token, each token arriving by itself as a model makes them, in interleaved rounds; and the
 memory that importing each takes. It is why the appliance reads the stream itself (docs/dependencies.md).
@@ -45,11 +45,15 @@ def main() -> None:
                 begin = time.process_time()
                 tokens = read()
                 costs_us[name].append((time.process_time() - begin) / tokens * 1e6)
-    print(f"{'':20} {'CPU us a token':>34}    memory of its import")
+    first = costs_us["appliance.engine"]
+    print(f"{'':18} {'CPU us a token':>42}   times appliance.engine   memory of its import")
     for name, values in costs_us.items():
-        counted = values[1:]  # the first is warm-up
-        spread = f"median {statistics.median(counted):.1f} (min {min(counted):.1f}, max {max(counted):.1f}, n={ROUNDS})"
-        print(f"{name:20} {spread:>34}    {import_pss_mb(name):.1f} MB PSS")
+        ratios = [value / own for value, own in zip(values, first, strict=True)][1:]  # the first round is warm-up
+        print(f"{name:18} {spread(values[1:]):>42}   {spread(ratios):>22}   {import_pss_mb(name):.1f} MB PSS")
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f}, n={len(values)})"
 
 
 def own_reader(port: int) -> Callable[[], int]:
