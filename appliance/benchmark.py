@@ -184,7 +184,7 @@ class Benchmark:
                 ticket = self._admission.enter_exclusive(key_id)
                 try:
                     yield from self._wait_alone(ticket, watch)
-                    yield from wait_for_model(self._residency, watch, self._config.sse_ping_s)
+                    yield from wait_for_model(self._residency, ticket, watch, self._config.sse_ping_s)
                     try:
                         samples = yield from self._measure(job, ticket, watch)
                     finally:

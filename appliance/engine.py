@@ -33,6 +33,7 @@ RETRY_S = 5
 RECEIVE_BYTES = 16 * 1024
 HEAD_LIMIT_BYTES = 64 * 1024
 LINE_LIMIT_BYTES = 1024 * 1024
+LEAST_TIMEOUT_S = 0.001
 QUOTED_CHARS = 300  # of the engine's own words, in our errors and logs
 
 
@@ -213,6 +214,8 @@ class Engine:
             raise EngineFailed(f"The engine could not pull {self.model}: {_quote(error.error)}") from error
         except (httpx.HTTPError, ConnectionError) as error:
             raise self.unreachable(error) from error
+        except ValueError as error:  # the official client's, for a line that is no JSON or not one of a pull's
+            raise EngineFailed(f"The engine's answer to a pull of {self.model} is not Ollama's: {error}") from error
 
     def unreachable(self, error: Exception) -> EngineUnreachable:
         return EngineUnreachable(
@@ -279,19 +282,24 @@ class RecordStream:
         Raises: EngineStalled, EngineFailed (also for an end without `done`), EngineBusy, ModelMissing, PromptTooLong,
         EngineUnreachable (it closed the connection before its first byte).
         """
-        patience_s = self._patience_s()
-        self._socket.settimeout(min(timeout_s, patience_s))
-        try:
-            data = self._socket.recv(RECEIVE_BYTES)
-        except TimeoutError:
-            if self._patience_s() <= 0.001:
-                raise self._stalled() from None
-            return []
-        except OSError as error:
-            raise self._ended_early(error) from error
-        if not data:
-            raise self._ended_early(None)
-        return self._parse(data)
+        ends_at = time.monotonic() + timeout_s
+        while (left_s := ends_at - time.monotonic()) > 0:
+            if self._body.is_complete:
+                raise self._ended_early(None)
+            self._socket.settimeout(min(left_s, self._patience_s()))
+            try:
+                data = self._socket.recv(RECEIVE_BYTES)
+            except TimeoutError:
+                if self._patience_s() <= LEAST_TIMEOUT_S:
+                    raise self._stalled() from None
+                continue
+            except OSError as error:
+                raise self._ended_early(error) from error
+            if not data:
+                raise self._ended_early(None)
+            if records := self._parse(data):
+                return records
+        return []
 
     def abort(self) -> None:
         """Tell the engine to stop, now. Does not block: it may be called from the event loop."""
@@ -349,7 +357,7 @@ class RecordStream:
     def _patience_s(self) -> float:
         engine = self._engine
         limit_s = engine.stall_timeout_s if self._has_begun else engine.first_token_timeout_s
-        return max(0.001, self._progress_at + limit_s - time.monotonic())
+        return max(LEAST_TIMEOUT_S, self._progress_at + limit_s - time.monotonic())
 
     def _stalled(self) -> EngineStalled:
         engine = self._engine
@@ -439,6 +447,8 @@ class _Body:
                 size = int(data[start:eol].partition(b";")[0], 16)
             except ValueError as error:
                 raise EngineFailed("The engine's response breaks HTTP's chunked framing.") from error
+            if not 0 <= size <= LINE_LIMIT_BYTES:
+                raise EngineFailed(f"The engine sent a chunk of {size} bytes, more than {LINE_LIMIT_BYTES}.")
             end = eol + 2 + size
             if len(data) < end + 2:
                 break

@@ -143,7 +143,7 @@ class Generate:
         try:
             with ClientWatch(client) as watch, self._admission.enter(key_id, deadline_s) as ticket:
                 yield from self._wait_in_line(ticket, watch, deadline_s)
-                yield from wait_for_model(self._residency, watch, self._config.sse_ping_s)
+                yield from wait_for_model(self._residency, ticket, watch, self._config.sse_ping_s)
                 ends_at = min(
                     ticket.started_at + self._config.generation_timeout_s,
                     arrived + (deadline_s or DEADLINE_LIMIT_S),
@@ -168,16 +168,17 @@ class Generate:
             return
         watch.call_when_gone(ticket.woken.set)
         limit_s = min(self._config.max_queue_wait_s, deadline_s or DEADLINE_LIMIT_S)
-        told, told_at = None, time.monotonic()
+        told, told_at = None, -math.inf
+        sent_at = time.monotonic()
         while ticket.state is State.WAITING:
             now = time.monotonic()
             eta_s = ticket.eta_s
             queued = Queued(ticket.position, None if eta_s is None else math.ceil(eta_s))
-            if queued != told:
-                told, told_at = queued, now
+            if queued != told and now - told_at >= QUEUED_EVERY_S:
+                told, told_at, sent_at = queued, now, now
                 yield queued
-            elif now - told_at >= self._config.sse_ping_s:
-                told_at = now
+            elif now - sent_at >= self._config.sse_ping_s:
+                sent_at = now
                 yield SILENCE
             left_s = ticket.entered_at + limit_s - now
             if left_s <= 0:
@@ -205,7 +206,7 @@ class Generate:
             watch.call_when_gone(stream.abort)
             ticket.call_when_cut_off(stream.abort)
             while True:
-                records = stream.receive(self._config.sse_ping_s)
+                records = stream.receive(min(self._config.sse_ping_s, max(ends_at - time.monotonic(), 0.0)))
                 if texts := [record.text for record in records if record.text]:
                     first_at = first_at or time.monotonic()
                     yield texts
@@ -243,18 +244,24 @@ class Generate:
         )
 
 
-def wait_for_model(residency: Residency, watch: ClientWatch, ping_s: float) -> Iterator[Silence]:
-    """Events while the service loads the model, where it is not in memory. Raises: what the load raised."""
+def wait_for_model(residency: Residency, ticket: Ticket, watch: ClientWatch, ping_s: float) -> Iterator[Silence]:
+    """Events while the service loads the model, where it is not in memory.
+
+    Raises: what the load raised, ClientGone, the ticket's refusal when its slot is taken away.
+    """
     load = residency.ensure_loaded()
     if load is None:
         return
     ended = Event()
     load.rawlink(lambda _: ended.set())
     watch.call_when_gone(ended.set)
+    ticket.call_when_cut_off(ended.set)
     while not load.ready():
         ended.wait(ping_s)
         if watch.is_gone:
             raise ClientGone("The client has left while the model was loading.")
+        if ticket.refusal is not None:
+            raise ticket.refusal
         if not load.ready():
             yield SILENCE
     if isinstance(load.value, ApplianceError):
