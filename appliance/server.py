@@ -62,7 +62,7 @@ class ApplianceServer(BaseApplication):
                 self.cfg.set(name, value)
         refuse_more_workers(self.cfg.workers, "GUNICORN_CMD_ARGS")
         self.cfg.set("post_fork", self._after_fork)
-        self.cfg.set("post_worker_init", lambda worker: self._service.attach(worker))
+        self.cfg.set("post_worker_init", lambda worker: self._service.attach())
 
     def load(self) -> Any:
         from appliance.service import Service  # in the worker only: the master stays small

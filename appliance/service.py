@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import gevent
 
@@ -51,9 +51,9 @@ class Service:
         )
         self.app = create_app(config, self._keys, self._admission, self._engine, self._residency)
 
-    def attach(self, worker: Any) -> None:
+    def attach(self) -> None:
         """Take over the worker's signals, and begin to bring the model up."""
-        signal.signal(signal.SIGTERM, lambda *_: gevent.spawn(self._stop, worker))
+        signal.signal(signal.SIGTERM, lambda *_: gevent.spawn(self._stop))
         signal.signal(signal.SIGUSR1, lambda *_: gevent.spawn(self._drain))
         signal.signal(signal.SIGUSR2, lambda *_: gevent.spawn(self._resume))
         log.info("Listening on http://%s:%s", self._config.host, self._config.port)
@@ -75,15 +75,22 @@ class Service:
         self._admission.resume()
         notify_systemd("STATUS=serving")
 
-    def _stop(self, worker: Any) -> None:
-        """Drain, wait for what runs, cut off what is left, let the worker end."""
+    def _stop(self) -> None:
+        """Drain, wait for what runs, cut off what is left, end the worker.
+
+        Ends by SystemExit, which gevent raises in the worker's main greenlet, as gunicorn's own SIGQUIT does: its
+        graceful way would look once a second, wait for idle keep-alive connections too, and overrun DRAIN_S.
+        """
         notify_systemd("STOPPING=1")
         self._drain()
-        ends_at = time.monotonic() + max(0.0, self._config.drain_s - CLOSING_S)
+        self._wait_until_idle(self._config.drain_s - CLOSING_S)
+        self._admission.cut_off_running()
+        self._wait_until_idle(CLOSING_S / 2)
+        gevent.sleep(POLL_S)  # for the last events, those of the line too
+        self._keys.close()
+        sys.exit(0)
+
+    def _wait_until_idle(self, limit_s: float) -> None:
+        ends_at = time.monotonic() + limit_s
         while self._admission.running and time.monotonic() < ends_at:
             gevent.sleep(POLL_S)
-        self._admission.cut_off_running()
-        gevent.sleep(POLL_S)
-        self._keys.close()
-        worker.cfg.set("graceful_timeout", int(CLOSING_S))
-        worker.alive = False
