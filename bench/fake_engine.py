@@ -534,6 +534,7 @@ class Answer:
             self.length = min(self.length, num_predict)
         self.prompt_tokens = count_prompt_tokens(self.body)
         self.header = b""
+        self.begun_ns = time.monotonic_ns()  # the model is loaded
 
     def run(self) -> Generator[Any, None, str]:
         """The answer; returns how it ended."""
@@ -651,7 +652,7 @@ class Answer:
         return {
             "context": self.prompt_tokens + seen.tokens if self.route == "generate" else 0,
             "total_duration": now - seen.received_ns,
-            "load_duration": max(1, seen.started_ns - seen.received_ns),
+            "load_duration": max(1, self.begun_ns - seen.received_ns),
             "prompt_eval_count": self.prompt_tokens,
             "prompt_eval_duration": prefill_ns,
             "eval_count": seen.tokens,
