@@ -353,10 +353,13 @@ def _reason(rates: dict[Setting, list[float]], fastest: Setting, tied: list[Sett
         second = max(others, key=lambda setting: others[setting])
         lead = fmean(rates[chosen]) / others[second] - 1
         return f"{measured}, {lead:.1%} more than the next of {len(rates)} settings ({second}); {how_sure}"
-    place = "the fastest" if chosen == fastest else f"the fastest being {fastest} with {_figure(rates[fastest])}"
+    same = (
+        f"the {len(rates)} settings" if len(tied) == len(rates) else f"the fastest {len(tied)} of {len(rates)} settings"
+    )
+    speed = "" if chosen == fastest else f" ({fastest} decoded {_figure(rates[fastest])})"
     return (
-        f"{measured}, {place} of {len(rates)} settings, {len(tied)} of which the data cannot tell apart, so that the "
-        f"larger context, then fewer threads, then the smaller batch decide; {how_sure}"
+        f"{measured}; {same} cannot be told apart{speed}, so the larger context, then fewer threads, then the smaller "
+        f"batch decided; {how_sure}"
     )
 
 
@@ -365,7 +368,9 @@ def _promise(tokens: int, in_time: float | None) -> str:
         return f"MAX_TOKENS={tokens} is the least there is"
     if tokens > in_time:
         return f"MAX_TOKENS={tokens} is the least there is and takes longer than {ANSWER_TIME_S} s"
-    return f"MAX_TOKENS={tokens} keeps a default answer under {ANSWER_TIME_S} s"
+    return (
+        f"MAX_TOKENS={tokens} keeps a default answer to such a prompt under {ANSWER_TIME_S} s, with nothing beside it"
+    )
 
 
 def _figure(rates: list[float]) -> str:
