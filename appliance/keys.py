@@ -38,9 +38,7 @@ BUSY_TIMEOUT_S = 5
 ROOM_NEEDED_BYTES = 1 << 20
 
 _TOKEN = re.compile(r"pk_([0-9a-f]{12})_([A-Za-z0-9_-]{43})", re.ASCII)
-_SELECT = (
-    "select id, owner, created_at, last_used_at, revoked_at, expires_at, replaced_by, digest from api_keys"
-)
+_SELECT = "select id, owner, created_at, last_used_at, revoked_at, expires_at, replaced_by, digest from api_keys"
 
 
 class KeyStoreError(Exception):
@@ -136,7 +134,7 @@ class KeyStore:
             _make_private(self.path)
             self._connection = _connect(self.path, "rw")
             try:
-                self._connection.execute("pragma journal_mode = wal")
+                _write_ahead(self._connection)
                 self._connection.execute("pragma foreign_keys = on")
                 self._file_id = _file_id(self.path)
                 self._migrate()
@@ -262,13 +260,10 @@ class KeyStore:
         key = Key(*row)
         if (state := key.state(now)) != "active":
             raise KeyNotActive(
-                f"Key {key_id} of {key.owner!r} is {state}; "
-                "make a new one with `appliance keys create --owner NAME`."
+                f"Key {key_id} of {key.owner!r} is {state}; make a new one with `appliance keys create --owner NAME`."
             )
         if key.replaced_by is not None:
-            raise KeyNotActive(
-                f"Key {key_id} of {key.owner!r} was already rotated; rotate {key.replaced_by}."
-            )
+            raise KeyNotActive(f"Key {key_id} of {key.owner!r} was already rotated; rotate {key.replaced_by}.")
         return key
 
     def _replace(self, db: sqlite3.Connection, old: Key, new: IssuedKey, now: int, overlap_s: float) -> None:
@@ -282,9 +277,7 @@ class KeyStore:
     def _migrate(self) -> None:
         known = [step.__name__ for step in MIGRATIONS]
         with self.db() as db:
-            db.execute(
-                "create table if not exists migrations (name text primary key, applied_at integer) strict"
-            )
+            db.execute("create table if not exists migrations (name text primary key, applied_at integer) strict")
             applied = {name for (name,) in db.execute("select name from migrations")}
             if unknown := sorted(applied.difference(known)):
                 raise DatabaseTooNew(
@@ -302,9 +295,7 @@ class KeyStore:
             if db.execute("select 1 from api_keys limit 1").fetchone() is not None:
                 self._require_own_pepper(db)
                 return
-            db.execute(
-                "insert or replace into pepper_check (only_row, digest) values (1, ?)", (self._check_value(),)
-            )
+            db.execute("insert or replace into pepper_check (only_row, digest) values (1, ?)", (self._check_value(),))
 
     def _require_own_pepper(self, db: sqlite3.Connection) -> None:
         row = db.execute("select digest from pepper_check").fetchone()
@@ -364,9 +355,7 @@ def check_owner(owner: str) -> None:
     """Raise InvalidValue unless `owner` is a name that a table of keys can show."""
     allowed = f"1 to {OWNER_LENGTH_MAX} printable characters, not only spaces"
     if len(owner) > OWNER_LENGTH_MAX:
-        raise InvalidValue(
-            f"owner: got {len(owner)} characters; expected {allowed}.", field="owner", allowed=allowed
-        )
+        raise InvalidValue(f"owner: got {len(owner)} characters; expected {allowed}.", field="owner", allowed=allowed)
     if not owner.isprintable() or not owner.strip():
         raise InvalidValue(f"owner: got {owner!a}; expected {allowed}.", field="owner", allowed=allowed)
 
@@ -389,9 +378,7 @@ def _create_api_keys(db: sqlite3.Connection) -> None:
 
 
 def _create_pepper_check(db: sqlite3.Connection) -> None:
-    db.execute(
-        "create table pepper_check (only_row integer primary key check (only_row = 1), digest blob) strict"
-    )
+    db.execute("create table pepper_check (only_row integer primary key check (only_row = 1), digest blob) strict")
 
 
 # In the order of their making. A released one is never edited, renamed or removed: files remember its name.
@@ -407,6 +394,19 @@ def _connect(path: Path, mode: Literal["ro", "rw"]) -> sqlite3.Connection:
         # Opened by the main thread at start, then used by one thread of a pool: never by two at once.
         check_same_thread=False,
     )
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Set the WAL mode. Of two processes that do so on a new file, SQLite refuses one without any waiting."""
+    give_up_at = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("pragma journal_mode = wal")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+        time.sleep(0.01)
 
 
 def _make_private(path: Path) -> None:

@@ -63,7 +63,7 @@ def test_it_writes_no_secret_anywhere(store: KeyStore, path: Path, caplog: pytes
     assert secret.encode() not in files
     assert PEPPER not in files
     assert secret not in caplog.text + repr(issued) + repr(store.list())
-    assert store.list()[0].digest.hex() not in repr(store.list())
+    assert "digest" not in repr(store.list())
 
 
 def test_its_files_are_private_from_their_birth(store: KeyStore, path: Path) -> None:
