@@ -9,7 +9,8 @@ import msgspec
 
 from appliance import __version__
 
-# from appliance.benchmark import BenchmarkRequest
+from appliance.benchmark import BenchmarkRequest
+from appliance.benchmark_report import BenchmarkAnswer
 from appliance.generate import DEADLINE_HEADER, DEADLINE_LIMIT_S, GenerateAnswer, GenerateRequest
 from appliance.issue_key import KeyRequest
 
@@ -52,7 +53,7 @@ def document() -> dict[str, Any]:
                 )
             },
             "/generate": {"post": _generate(requests["GenerateRequest"])},
-            "/benchmark": {"post": _benchmark({})},
+            "/benchmark": {"post": _benchmark(requests["BenchmarkRequest"])},
             "/keys/generate": {"post": _issue_key(requests["KeyRequest"])},
             "/metrics": {
                 "get": _get(
@@ -95,9 +96,9 @@ BODY_ERRORS = ("400", "408", "413", "415", "422")
 
 
 def _schemas() -> tuple[dict[str, Any], dict[str, Any]]:
-    kinds = [GenerateRequest, GenerateAnswer, KeyRequest]
+    kinds = [GenerateRequest, GenerateAnswer, BenchmarkRequest, BenchmarkAnswer, KeyRequest]
     refs, schemas = msgspec.json.schema_components(kinds, ref_template=REF)
-    for kind in (GenerateRequest, KeyRequest):
+    for kind in (GenerateRequest, BenchmarkRequest, KeyRequest):
         schemas[kind.__name__]["additionalProperties"] = False
     text = {"type": "string"}
     count = {"type": "integer", "minimum": 0}
@@ -113,9 +114,7 @@ def _schemas() -> tuple[dict[str, Any], dict[str, Any]]:
         "Status": _object(status=text),
         "NotReady": _object(status=text, reason=text),
         "Error": _object(error=text, detail=text),
-        "IssuedKey": _object(
-            api_key=text, owner=text, created_at={"type": "integer", "description": "Unix seconds."}
-        ),
+        "IssuedKey": _object(api_key=text, owner=text, created_at={"type": "integer", "description": "Unix seconds."}),
     }
     return {kind.__name__: ref for kind, ref in zip(kinds, refs, strict=True)}, schemas
 
@@ -124,9 +123,7 @@ def _object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-def _get(
-    summary: str, responses: dict[str, Any], security: list[dict[str, list[str]]] | None = None
-) -> dict[str, Any]:
+def _get(summary: str, responses: dict[str, Any], security: list[dict[str, list[str]]] | None = None) -> dict[str, Any]:
     return {"summary": summary, "responses": responses, "security": security or []}
 
 
@@ -160,16 +157,12 @@ def _benchmark(body: dict[str, Any]) -> dict[str, Any]:
         "200": {
             "description": "What was measured and what is recommended; as events with `Accept: text/event-stream`.",
             "content": {
-                JSON: {
-                    "schema": {"type": "object", "required": ["model", "runs", "profiles", "recommended"]}
-                },
+                JSON: {"schema": {"type": "object", "required": ["model", "runs", "profiles", "recommended"]}},
                 SSE: {"schema": {"type": "string", "description": "Events `progress`, `result`, `error`."}},
             },
         }
     }
-    return _post(
-        "Measure this node.", body, report | _errors("401", *BODY_ERRORS, "429", "502", "503", "504")
-    )
+    return _post("Measure this node.", body, report | _errors("401", *BODY_ERRORS, "429", "502", "503", "504"))
 
 
 def _issue_key(body: dict[str, Any]) -> dict[str, Any]:
