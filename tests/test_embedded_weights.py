@@ -110,9 +110,7 @@ def test_an_installed_package_has_it_already(tmp_path: Path, monkeypatch: pytest
     assert pip.calls == 0
 
 
-def test_the_installed_package_is_found_without_importing_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_installed_package_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     package = tmp_path / weights.PACKAGE
     package.mkdir()
@@ -134,24 +132,20 @@ def test_the_cache_is_where_xdg_says(tmp_path: Path) -> None:
     assert weights.cache_directory({"XDG_CACHE_HOME": "relative"}) == Path.home() / ".cache" / "pi-llm"
 
 
-def test_no_network_is_said_in_one_sentence_with_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_network_is_said_in_one_sentence_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(SetupProblem, match="could not be downloaded .* check the network") as problem:
+    with pytest.raises(SetupProblem, match=r"could not be downloaded .* check the network") as problem:
         weights.pip_download(tmp_path)
     assert "\n" not in str(problem.value)
 
 
-def test_a_missing_pip_is_said_with_the_command_that_brings_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_pip_is_said_with_the_command_that_brings_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = tmp_path / "python-without-pip"
     python.write_text("#!/bin/sh\necho '/usr/bin/python3: No module named pip' >&2\nexit 1\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    with pytest.raises(SetupProblem, match="pip is missing.*-m ensurepip"):
+    with pytest.raises(SetupProblem, match=r"pip is missing.*-m ensurepip"):
         weights.pip_download(tmp_path)
 
 

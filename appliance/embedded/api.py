@@ -300,15 +300,21 @@ class Api:
             exchange.json(generation.record("", done=True, done_reason="load"))
             return
         with self._runner.slot(wanted, ask.keep_alive_s, exchange.peer) as slot:
+            exchange.streams = ask.stream and not ask.is_empty
             ready_ns = max(generation.started_ns, int(slot.ready_s * 1e9))
             if ask.is_empty:
-                exchange.json(generation.record("", done=True, done_reason="load"))
-                return
-            self._generate(generation, slot.backend, wanted, run, ready_ns)
+                last = generation.record("", done=True, done_reason="load")
+            else:
+                last = self._generate(generation, slot.backend, wanted, run, ready_ns)
+        # Only now, so that who reads the end of an answer finds its slot free.
+        write = exchange.record if exchange.streams else exchange.json
+        write(last)
 
-    def _generate(self, generation: Generation, llama: Llama, wanted: Wanted, run: RunOptions, ready_ns: int) -> None:
+    def _generate(
+        self, generation: Generation, llama: Llama, wanted: Wanted, run: RunOptions, ready_ns: int
+    ) -> dict[str, Any]:
+        """Generate, writing all records but the last if it streams. Returns: the last record."""
         ask, exchange = generation.ask, generation.exchange
-        exchange.streams = ask.stream
         text = _prompt(ask, wanted, llama)
         pieces: list[str] = []
 
@@ -328,10 +334,7 @@ class Api:
         answer = "".join(pieces) + completed.text
         context = [] if generation.is_chat or ask.raw else llama.tokenize(text + answer)
         ending = generation.ended(completed, ready_ns, context)
-        if ask.stream:
-            exchange.record(generation.record(completed.text, **ending))
-            return
-        exchange.json(generation.record(answer, **ending))
+        return generation.record(completed.text if ask.stream else answer, **ending)
 
 
 def _refuse_what_is_missing(ask: Ask, model: Model) -> None:
