@@ -50,14 +50,14 @@ class Ticket:
     def __enter__(self) -> Ticket:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._admission.leave(self, is_measured=error is None)
 
     def call_when_cut_off(self, callback: Callable[[], object]) -> None:
-        """Have `callback` called when the slot is taken away; `refusal` then says why."""
+        """Have `callback` called when the slot is taken away, at once if it has been; `refusal` then says why."""
         self._on_cut_off = callback
+        if self.refusal is not None:
+            callback()
 
     def cut_off(self, refusal: ApplianceError) -> None:
         self.refusal = refusal
@@ -110,15 +110,22 @@ class Line:
             del self._by_key[ticket.key_id]
 
     def position(self, ticket: Ticket) -> int:
-        """1 for the next to be served. Counts, for each key, the turns it has before this ticket's."""
-        own_index = self._by_key[ticket.key_id].index(ticket)
+        """1 for the next to be served."""
+        return self._ahead_of(ticket.key_id, self._by_key[ticket.key_id].index(ticket)) + 1
+
+    def ahead_of_newcomer(self, key_id: str) -> int:
+        """How many would be served before a ticket of this key that came now."""
+        return self._ahead_of(key_id, self.waiting_of(key_id))
+
+    def _ahead_of(self, key_id: str, own_index: int) -> int:
+        """Counts, for each other key, the turns it has before this key's ticket at `own_index`."""
         before, is_ahead = own_index, True
-        for key_id, tickets in self._by_key.items():
-            if key_id == ticket.key_id:
+        for other_id, tickets in self._by_key.items():
+            if other_id == key_id:
                 is_ahead = False
                 continue
             before += min(len(tickets), own_index + is_ahead)
-        return before + 1
+        return before
 
     def newest_of_longest(self) -> Ticket:
         """The last comer of the key with the most waiting."""
@@ -181,7 +188,7 @@ class Admission:
         if self._has_free_slot() and not self._line:
             self._start(ticket)
             return ticket
-        self._refuse_hopeless(deadline_s)
+        self._refuse_hopeless(key_id, deadline_s)
         if len(self._line) >= self.queue_limit:
             self._make_room_for(key_id)
         self._line.push(ticket)
@@ -195,9 +202,7 @@ class Admission:
         if self.is_draining:
             raise self._draining()
         if self._exclusive is not None:
-            raise NotReady(
-                "A benchmark is running on this node; try again when it is done.", retry_after_s=60
-            )
+            raise NotReady("A benchmark is running on this node; try again when it is done.", retry_after_s=60)
         ticket = self._exclusive = Ticket(self, key_id, self._clock(), is_exclusive=True)
         self._advance()
         return ticket
@@ -239,9 +244,7 @@ class Admission:
     def cut_off_running(self) -> None:
         """End what still runs: the worker shuts down."""
         for ticket in list(self._running):
-            ticket.cut_off(
-                NotReady("This node is shutting down; try another node.", retry_after_s=UNMEASURED_RETRY_S)
-            )
+            ticket.cut_off(NotReady("This node is shutting down; try another node.", retry_after_s=UNMEASURED_RETRY_S))
 
     def position(self, ticket: Ticket) -> int:
         if ticket.state is not State.WAITING or ticket.is_exclusive:
@@ -273,8 +276,8 @@ class Admission:
     def _has_free_slot(self) -> bool:
         return self._exclusive is None and not self.is_draining and len(self._running) < self.slots
 
-    def _refuse_hopeless(self, deadline_s: float | None) -> None:
-        wait_s = self.estimate_wait_s(ahead=len(self._line))
+    def _refuse_hopeless(self, key_id: str, deadline_s: float | None) -> None:
+        wait_s = self.estimate_wait_s(ahead=self._line.ahead_of_newcomer(key_id))
         if deadline_s is None or wait_s is None or wait_s <= deadline_s:
             return
         raise DeadlineTooShort(
