@@ -62,11 +62,7 @@ class KeyRing:
         self._sleep = sleep
         self._reader_thread = ThreadPool(1)
         self._writer_thread = ThreadPool(1)
-        try:
-            self._reader = KeyReader(store.path)
-            self._keys: dict[str, Key] = self._reader.read() or {}
-        except (sqlite3.Error, OSError) as error:
-            raise KeyStoreError(f"The key database {store.path} cannot be read: {error}.") from error
+        self._reader, self._keys = _open(store)
         self._true_as_of = clock()
         self._look: AsyncResult[Attempt] | None = None
         self._look_began_at = self._true_as_of
@@ -119,6 +115,8 @@ class KeyRing:
 
         Raises: InvalidValue, TooManyRequests (too many at once, or key_limit), StorageFull, KeysUnavailable.
         """
+        if self._closed:
+            raise KeysUnavailable("The service is stopping; try again when it is back.", retry_after_s=5)
         if self._issues_waiting >= ISSUES_WAITING_MAX:
             raise TooManyRequests("Too many keys are being made at this moment; try again.", retry_after_s=2)
         self._issues_waiting += 1
@@ -212,6 +210,18 @@ class KeyRing:
         if error is not None:
             raise error
         return value
+
+
+def _open(store: KeyStore) -> tuple[KeyReader, dict[str, Key]]:
+    try:
+        reader = KeyReader(store.path)
+        try:
+            return reader, reader.read() or {}
+        except BaseException:
+            reader.close()
+            raise
+    except (sqlite3.Error, OSError) as error:
+        raise KeyStoreError(f"The key database {store.path} cannot be read: {error}.") from error
 
 
 def _attempt(function: Callable[..., Any], *args: Any) -> Attempt:

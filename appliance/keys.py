@@ -432,6 +432,11 @@ def _said_clearly(path: Path) -> Iterator[None]:
         yield
     except (sqlite3.Error, OSError, StorageFull, KeysUnavailable) as error:
         first = error.__cause__ or error
+        if isinstance(first, sqlite3.Error | OSError) and _is_for_want_of_room(first, path):
+            raise KeyStoreError(
+                f"The key database {path} cannot be opened: the disk is full. Free some space; SQLite needs a "
+                "little beside the file even to read it."
+            ) from error
         reason = first.strerror if isinstance(first, OSError) and first.strerror else str(first)
         raise KeyStoreError(
             f"The key database {path} cannot be opened: {reason}. Run this as the user the appliance "

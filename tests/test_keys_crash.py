@@ -74,7 +74,7 @@ import os, sqlite3, sys
 from contextlib import closing
 from pathlib import Path
 from appliance.errors import StorageFull
-from appliance.keys import KeyStore
+from appliance.keys import KeyStore, KeyStoreError
 
 disk = Path(sys.argv[1])
 store = KeyStore(disk / "api_keys.db", b"a pepper of the tests", key_limit=10**6)
@@ -96,7 +96,13 @@ try:
     store.touch(dict.fromkeys(answered, 1.0))
 except StorageFull:
     pass
+store.close()
+try:
+    KeyStore(disk / "api_keys.db", b"a pepper of the tests")
+except KeyStoreError as error:
+    assert "cannot be opened: the disk is full. Free some space" in str(error), error
 filler.truncate(0)
+store = KeyStore(disk / "api_keys.db", b"a pepper of the tests", key_limit=10**6)
 answered.append(store.issue("alice").id)
 assert [key.id for key in store.list()] == answered
 store.close()

@@ -295,6 +295,15 @@ def test_issuing_passes_errors_on_and_stays_usable(ring: KeyRing, capfd: pytest.
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_closed_ring_issues_nothing_and_still_judges(ring: KeyRing) -> None:
+    issued = ring.issue("alice")
+    ring.verify(issued.api_key)
+    ring.close()
+    with pytest.raises(KeysUnavailable, match="stopping"):
+        ring.issue("bob")
+    assert ring.verify(issued.api_key).owner == "alice"
+
+
 def test_only_so_many_wait_for_the_disk_to_issue(ring: KeyRing, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
     monkeypatch.setattr(ring._store, "issue", lambda owner: gate.wait(10))

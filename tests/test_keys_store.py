@@ -286,6 +286,21 @@ def test_a_removed_file_takes_no_key_that_would_be_lost(store: KeyStore, path: P
         store.issue("alice")
 
 
+def test_another_process_that_sets_up_the_file_now_is_waited_for() -> None:
+    busy = [sqlite3.OperationalError("database is locked") for _ in range(3)]
+    asked: list[str] = []
+
+    class NewFile:
+        def execute(self, sql: str) -> None:
+            asked.append(sql)
+            if len(asked) <= len(busy):
+                busy[len(asked) - 1].sqlite_errorcode = sqlite3.SQLITE_BUSY
+                raise busy[len(asked) - 1]
+
+    keys._write_ahead(NewFile())  # type: ignore[arg-type]
+    assert asked == ["pragma journal_mode = wal"] * 4
+
+
 def test_a_locked_database_is_unavailable_for_now(
     path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
