@@ -19,13 +19,14 @@ from gevent.event import AsyncResult
 from gevent.threadpool import ThreadPool
 
 from appliance.errors import ApplianceError, KeysUnavailable, TooManyRequests, Unauthenticated
-from appliance.keys import TOKEN_LENGTH, IssuedKey, Key, KeyReader, KeyStore, KeyStoreError, digest, parse
+from appliance.keys import IssuedKey, Key, KeyReader, KeyStore, KeyStoreError, digest, parse
 
 FRESH_S = 0.5
 LOOK_PAUSE_S = 0.05
 LOOK_TIMEOUT_S = 2.0
 TOUCH_EVERY_S = 60.0
 CLOSE_TIMEOUT_S = 5.0
+ISSUE_TIMEOUT_S = 20.0
 ISSUES_WAITING_MAX = 8
 
 _NOBODYS_DIGEST = bytes(32)
@@ -84,7 +85,7 @@ class KeyRing:
 
         Raises: Unauthenticated.
         """
-        parsed = parse(token) if len(token) == TOKEN_LENGTH else None
+        parsed = parse(token)
         if parsed is None:
             raise Unauthenticated(
                 "The API key is malformed; it reads pk_<12 hex digits>_<43 characters>.", reason="malformed"
@@ -97,16 +98,10 @@ class KeyRing:
         key = self._keys.get(key_id)
         expected = _NOBODYS_DIGEST if key is None else key.digest
         if not hmac.compare_digest(digest(self._pepper, secret), expected) or key is None:
-            raise Unauthenticated(
-                f"The API key is unknown or wrong; {_REMEDY}.",
-                reason="unknown",
-            )
+            raise Unauthenticated(f"The API key is unknown or wrong; {_REMEDY}.", reason="unknown")
         now = self._now()
         if (state := key.state(now)) != "active":
-            raise Unauthenticated(
-                f"The API key {key.id} is {state}; {_REMEDY}.",
-                reason=state,
-            )
+            raise Unauthenticated(f"The API key {key.id} is {state}; {_REMEDY}.", reason=state)
         self._note_use(key.id, now)
         return key
 
@@ -121,15 +116,15 @@ class KeyRing:
             raise TooManyRequests("Too many keys are being made at this moment; try again.", retry_after_s=2)
         self._issues_waiting += 1
         try:
-            return self._write(self._store.issue, owner)  # type: ignore[no-any-return]
+            with gevent.Timeout(ISSUE_TIMEOUT_S, _too_slow(self._store)):
+                return self._write(self._store.issue, owner)  # type: ignore[no-any-return]
         except KeyStoreError as error:
             raise KeysUnavailable(str(error)) from error
         finally:
             self._issues_waiting -= 1
 
     def close(self) -> None:
-        """Write the times of last use and close the file; waits CLOSE_TIMEOUT_S for a slow disk, no
-        longer."""
+        """Write the times of last use and close the file; a slow disk gets CLOSE_TIMEOUT_S for that."""
         if self._closed:
             return
         self._closed = True
@@ -222,6 +217,13 @@ def _open(store: KeyStore) -> tuple[KeyReader, dict[str, Key]]:
             raise
     except (sqlite3.Error, OSError) as error:
         raise KeyStoreError(f"The key database {store.path} cannot be read: {error}.") from error
+
+
+def _too_slow(store: KeyStore) -> KeysUnavailable:
+    return KeysUnavailable(
+        f"The disk of {store.path} does not answer; try again, and look at the node if this lasts.",
+        retry_after_s=30,
+    )
 
 
 def _attempt(function: Callable[..., Any], *args: Any) -> Attempt:

@@ -316,6 +316,16 @@ def test_only_so_many_wait_for_the_disk_to_issue(ring: KeyRing, monkeypatch: pyt
     assert gevent.joinall(waiting, timeout=10, raise_error=True) == waiting
 
 
+def test_a_disk_that_hangs_holds_who_wants_a_key_only_so_long(ring: KeyRing, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(ring._store, "issue", lambda owner: gate.wait(10))
+    monkeypatch.setattr(keyring, "ISSUE_TIMEOUT_S", 0.01)
+    for _ in range(2):
+        with pytest.raises(KeysUnavailable, match="does not answer"):
+            ring.issue("alice")
+    gate.set()
+
+
 def test_a_writer_that_waits_for_the_disk_does_not_hold_up_a_request(
     ring: KeyRing, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
