@@ -50,6 +50,7 @@ class Exchange:
         self._socket.sendall(request)
         self._file = self._socket.makefile("rb")
         self._head: tuple[int, dict[str, str]] | None = None
+        self._json: Any = None
         self.is_whole = False  # a chunked answer has come to its last chunk
 
     @property
@@ -61,9 +62,11 @@ class Exchange:
         """By their names in lower case."""
         return self._read_head()[1]
 
-    def json(self) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(b"".join(self._payload()))
-        return answer
+    def json(self) -> Any:
+        """The answer's JSON; may be asked again."""
+        if self._json is None:
+            self._json = json.loads(b"".join(self._payload()))
+        return self._json
 
     def events(self) -> Iterator[Event]:
         """The events as they come; ends with the stream."""
@@ -79,6 +82,11 @@ class Exchange:
     def next(self, name: str) -> Event:
         """The next event of this name; others before it are passed over."""
         return next(event for event in self.events() if event.name == name)
+
+    def following(self) -> Exchange:
+        """The same connection, for the answer to its next request."""
+        self._head, self._json, self.is_whole = None, None, False
+        return self
 
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
@@ -250,6 +258,10 @@ class Node:
             return bool(health["active_requests"] == running and health["queue_size"] == waiting)
 
         wait_until(is_busy, f"{running} run and {waiting} wait")
+
+    def wait_until_unloaded(self) -> None:
+        """What the service believed of the engine is out of date."""
+        wait_until(lambda: not self.health()["model_loaded"], "the service knows that the model is gone")
 
     def close_connections(self) -> None:
         for exchange in self._exchanges:

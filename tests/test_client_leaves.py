@@ -1,0 +1,184 @@
+"""A client that leaves frees its place at once, and its generation stops in the engine.
+
+SSE_PING_S is a minute here: nothing is written that could fail, so only the watch over the socket notices.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+from harness import Exchange, Node, post, wait_until
+
+from bench.fake_handle import FakeHandle
+
+pytestmark = pytest.mark.tier2
+
+SETTINGS = {"MAX_CONCURRENT_REQUESTS": 1, "MAX_QUEUE_SIZE": 4, "SSE_PING_S": 60, "CLIENT_TIMEOUT_S": 1}
+PIPELINED = b"GET /live HTTP/1.1\r\nHost: node\r\n\r\n"
+
+departures = pytest.mark.parametrize("departure", [Exchange.leave, Exchange.reset, Exchange.half_close])
+streams = pytest.mark.parametrize("stream", [True, False])
+trailing = pytest.mark.parametrize("trailing", [b"", PIPELINED], ids=["plain", "pipelined"])
+
+
+def last_seen(engine: FakeHandle) -> dict[str, Any]:
+    seen: dict[str, Any] = engine.seen()["requests"][-1]
+    return seen
+
+
+def wait_until_generating(engine: FakeHandle, tokens: int = 0) -> None:
+    def is_generating() -> bool:
+        seen = engine.seen()
+        return seen["running"] == 1 and seen["requests"][-1]["tokens"] >= tokens
+
+    wait_until(is_generating, "the engine generates")
+
+
+def wait_until_stopped(engine: FakeHandle) -> None:
+    wait_until(lambda: last_seen(engine)["ended"] == "client_gone", "the engine was told to stop")
+
+
+@departures
+@streams
+@trailing
+def test_in_a_silent_prefill_it_stops_the_engine(
+    node: Node, engine: FakeHandle, departure: Any, stream: bool, trailing: bytes
+) -> None:
+    engine.turn(fault="hang_first")
+    exchange = node.generate(stream=stream, trailing=trailing)
+    wait_until_generating(engine)
+    departure(exchange)
+    wait_until_stopped(engine)
+    node.wait_until_idle()
+    assert last_seen(engine)["tokens"] == 0
+
+
+@departures
+@streams
+def test_in_a_silence_between_tokens_it_stops_the_engine(
+    node: Node, engine: FakeHandle, departure: Any, stream: bool
+) -> None:
+    engine.turn(fault="hang", after=2)
+    exchange = node.generate(stream=stream)
+    wait_until_generating(engine, tokens=2)
+    departure(exchange)
+    wait_until_stopped(engine)
+    node.wait_until_idle()
+
+
+@departures
+@trailing
+def test_in_the_flow_of_tokens_it_stops_the_engine(
+    node: Node, engine: FakeHandle, departure: Any, trailing: bytes
+) -> None:
+    engine.turn(tokens_per_s=50)
+    exchange = node.generate(max_tokens=2048, trailing=trailing)
+    exchange.next("token")
+    departure(exchange)
+    wait_until_stopped(engine)
+    node.wait_until_idle()
+
+
+@departures
+@streams
+@trailing
+def test_in_the_line_it_frees_the_place(
+    node: Node, engine: FakeHandle, departure: Any, stream: bool, trailing: bytes
+) -> None:
+    engine.turn(fault="hang_first", faults=1)
+    node.generate()
+    wait_until_generating(engine)
+    waiting = node.generate(stream=stream, trailing=trailing)
+    node.wait_until_busy(running=1, waiting=1)
+    departure(waiting)
+    node.wait_until_busy(running=1, waiting=0)
+    assert engine.seen()["generations"] == 1
+
+
+def test_the_next_in_line_gets_the_slot(node: Node, engine: FakeHandle) -> None:
+    engine.turn(fault="hang_first", faults=1)
+    leaving = node.generate()
+    wait_until_generating(engine)
+    following = node.generate(max_tokens=1)
+    node.wait_until_busy(running=1, waiting=1)
+    leaving.leave()
+    assert following.next("done")
+
+
+def test_while_the_model_loads_the_load_goes_on(node: Node, engine: FakeHandle) -> None:
+    engine.turn(loaded=False, load_s=1.0)
+    node.wait_until_unloaded()
+    exchange = node.generate()
+    wait_until_generating(engine)  # the load itself
+    exchange.leave()
+    node.wait_until_idle()
+    wait_until(lambda: last_seen(engine)["ended"] == "done", "the load comes to its end")
+    assert (engine.seen()["generations"], engine.seen()["loads"]) == (1, 1)
+
+
+def test_a_pipelined_request_is_answered_after_the_stream(node: Node, engine: FakeHandle) -> None:
+    engine.turn(tokens_per_s=20)
+    exchange = node.generate(max_tokens=4, trailing=PIPELINED)
+    assert [event.name for event in exchange.events()] == ["token"] * 4 + ["done"]
+    assert exchange.following().json() == {"status": "alive"}
+
+
+def test_before_its_body_is_whole_nothing_is_generated(node: Node, engine: FakeHandle) -> None:
+    before = engine.seen()["generations"]
+    whole = post("/generate", {"X-API-Key": node.key, "Content-Type": "application/json"}, b'{"prompt": "Why?"}')
+    node.open(whole[:-5]).leave()
+    assert node.answer(max_tokens=1)
+    assert engine.seen()["generations"] == before + 1
+
+
+def test_one_that_reads_nothing_loses_its_slot(node: Node, engine: FakeHandle) -> None:
+    engine.turn(text="long")
+    node.generate(max_tokens=2048, receive_buffer=4096)  # 20 MB, more than any socket's buffers hold
+    wait_until_generating(engine)
+    wait_until_stopped(engine)
+    node.wait_until_idle()
+    assert "Traceback" not in node.log
+
+
+def test_the_tokens_made_after_it_left_are_counted(node: Node, engine: FakeHandle) -> None:
+    name = "appliance_tokens_after_client_left_total"
+    before = node.metric(name)
+    engine.turn(tokens_per_s=50)
+    exchange = node.generate(max_tokens=2048)
+    exchange.next("token")
+    exchange.leave()
+    wait_until_stopped(engine)
+    node.wait_until_idle()
+    assert 0 <= node.metric(name) - before <= last_seen(engine)["tokens"]
+    assert f"# TYPE {name.removesuffix('_total')}" in node.get("/metrics", X_API_Key=node.key).body
+
+
+def test_it_is_logged_and_counted_as_what_it_is(node: Node, engine: FakeHandle) -> None:
+    line = 'appliance_generations_total{outcome="client_gone"}'
+    before = node.metric(line)
+    engine.turn(fault="hang_first")
+    exchange = node.generate(headers={"X-Request-ID": "the-one-that-left"})
+    wait_until_generating(engine)
+    exchange.leave()
+    wait_until(lambda: node.metric(line) == before + 1, "the metric counts it")
+    assert "id=the-one-that-left" in node.log
+    assert "outcome=client_gone" in node.log
+
+
+def test_many_leaving_at_once_leave_no_slot_taken(node: Node, engine: FakeHandle) -> None:
+    engine.turn(fault="hang_first")
+    exchanges = [node.generate() for _ in range(5)]
+    node.wait_until_busy(running=1, waiting=4)
+    for exchange in exchanges:
+        exchange.reset()
+    node.wait_until_idle()
+    engine.turn(fault="")
+    assert node.answer(max_tokens=1)
+
+
+def test_a_connection_that_only_says_hello_takes_nothing(node: Node) -> None:
+    with socket.create_connection(("127.0.0.1", node.port)) as connection:
+        connection.sendall(b"POST /generate HTTP/1.1\r\n")
+        assert node.health()["active_requests"] == 0
