@@ -61,7 +61,7 @@ class FakeHandle:
 def running_fake_engine(port: int = 0, **knobs: Any) -> Iterator[FakeHandle]:
     """A fake engine with these knobs, stopped at the end. `port` 0 lets the system choose."""
     command = [sys.executable, "-m", "bench.fake_engine", "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as process:  # noqa: S603
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as process:
         try:
             ports = json.loads(process.stdout.readline()) if process.stdout else {}
             handle = FakeHandle(ports["port"], ports["control_port"], process.pid)

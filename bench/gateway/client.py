@@ -24,23 +24,10 @@ class Exchange:
     ended: "" while it goes on, then "done", "answered" (an answer that is no stream) or "closed" (by the server).
     """
 
-    __slots__ = (
-        "closed_ns",
-        "data",
-        "ended",
-        "ended_ns",
-        "expects_tokens",
-        "head",
-        "sent_ns",
-        "sock",
-        "status",
-        "tokens",
-    )
+    __slots__ = ("closed_ns", "data", "ended", "ended_ns", "head", "sent_ns", "sock", "status", "tokens")
 
-    def __init__(self, port: int) -> None:
-        self.sock = socket.create_connection(("127.0.0.1", port))
-        self.sock.setblocking(False)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
         self.tokens: list[tuple[int, int]] = []
         self.status: int | None = None
         self.head = self.data = b""
@@ -80,7 +67,10 @@ class Client:
         self._exchanges: dict[int, Exchange] = {}
 
     def connect(self, port: int) -> Exchange:
-        exchange = Exchange(port)
+        sock = socket.create_connection(("127.0.0.1", port))
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        exchange = Exchange(sock)
         self._exchanges[exchange.sock.fileno()] = exchange
         self._epoll.register(exchange.sock, select.EPOLLIN)
         return exchange
@@ -97,8 +87,8 @@ class Client:
     def leave(self, exchange: Exchange) -> None:
         """Close the connection, whatever is on its way."""
         self._exchanges.pop(exchange.sock.fileno(), None)
-        exchange.sock.close()
         exchange.closed_ns = time.monotonic_ns()
+        exchange.sock.close()
 
     def leave_all(self) -> None:
         for exchange in list(self._exchanges.values()):

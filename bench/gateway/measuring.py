@@ -39,13 +39,13 @@ class Sizes:
 
 QUICK = Sizes(
     requests=15,
-    stream_s=2.0,
-    crowd_s=1.5,
+    stream_s=1.5,
+    crowd_s=1.0,
     full_speed_tokens=600,
-    plain_s=0.7,
+    plain_s=0.5,
     leavings=3,
-    silence_s=0.8,
-    slow_tokens=5,
+    silence_s=0.5,
+    slow_tokens=4,
 )
 
 

@@ -111,7 +111,7 @@ def running_appliance(engine: FakeHandle, slots: int = 4, queue: int = 8) -> Ite
         environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(PROJECT), **settings}
         appliance = [sys.executable, "-m", "appliance"]
         create = [*appliance, "keys", "create", "--owner", "bench"]
-        made = subprocess.run(create, env=environment, cwd=directory, capture_output=True, text=True, check=False)  # noqa: S603
+        made = subprocess.run(create, env=environment, cwd=directory, capture_output=True, text=True, check=False)
         if made.returncode:
             raise DidNotStart(f"appliance keys create: {made.stderr}")
         key = made.stdout.strip().split()[-1]
@@ -126,7 +126,7 @@ def _running(
     """A server's process; yields its pid and the seconds from exec to the first 200 of `ready`."""
     with tempfile.TemporaryFile() as output:
         begin = time.monotonic()
-        process = subprocess.Popen(command, env=environment, cwd=directory, stdout=output, stderr=output)  # noqa: S603
+        process = subprocess.Popen(command, env=environment, cwd=directory, stdout=output, stderr=output)
         try:
             while not _answers_200(port, ready):
                 if process.poll() is not None or time.monotonic() - begin > START_TIMEOUT_S:
