@@ -112,9 +112,7 @@ def refuse_issuance(issuance: Issuance, req: falcon.Request) -> None:
     for name in PROXY_HEADERS + BROWSER_HEADERS:
         if req.get_header(name) is not None:
             sender = "a proxy" if name in PROXY_HEADERS else "a browser"
-            raise IssuanceRefused(
-                f"The request came through {sender} ({name}), so it may be anybody's; {_REMEDY}."
-            )
+            raise IssuanceRefused(f"The request came through {sender} ({name}), so it may be anybody's; {_REMEDY}.")
 
 
 def is_loopback(address: str) -> bool:

@@ -63,9 +63,7 @@ def _checked(value: bytes, name: str) -> bytes:
             "`openssl rand -hex 32` makes one."
         )
     if len(value) > PEPPER_BYTES_MAX:
-        raise PepperError(
-            f"{name} is longer than {PEPPER_BYTES_MAX} bytes; `openssl rand -hex 32` makes a good one."
-        )
+        raise PepperError(f"{name} is longer than {PEPPER_BYTES_MAX} bytes; `openssl rand -hex 32` makes a good one.")
     return value
 
 
@@ -104,9 +102,7 @@ def _make(path: Path) -> None:
             "in a directory that exists and can be written, or give API_KEY_PEPPER_FILE."
         ) from error
     if is_ours:
-        log.warning(
-            "Made the pepper of the API keys, %s; back it up, without it no key works.", path.absolute()
-        )
+        log.warning("Made the pepper of the API keys, %s; back it up, without it no key works.", path.absolute())
 
 
 def _link(draft: str, path: Path) -> bool:

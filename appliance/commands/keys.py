@@ -63,9 +63,7 @@ def owner_name(text: str) -> str:
 def with_config(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command `--config FILE` and, as its first argument, the settings."""
 
-    @click.option(
-        "--config", "profile", type=click.Path(path_type=Path), help="The profile the service runs with."
-    )
+    @click.option("--config", "profile", type=click.Path(path_type=Path), help="The profile the service runs with.")
     @wraps(function)
     def configured(profile: Path | None, **arguments: Any) -> None:
         try:
