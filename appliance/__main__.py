@@ -1,4 +1,4 @@
-"""The command line: `appliance COMMAND …`. Each command's module is imported only when it runs, so serving stays light."""
+"""The command line, `appliance COMMAND …`; a command's module is imported when it runs, so serving stays light."""
 
 from __future__ import annotations
 

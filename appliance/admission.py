@@ -226,7 +226,7 @@ class Admission:
         self._advance()
 
     def drain(self) -> None:
-        """Refuse new requests and those that wait, and end a benchmark, which could go on for long; the rest goes on."""
+        """Refuse new requests and those that wait, and end a benchmark, which could take long; the rest goes on."""
         self.is_draining = True
         for ticket in self._line.clear():
             self._evict(ticket, self._draining())

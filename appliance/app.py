@@ -70,9 +70,7 @@ class ReleaseAbandoned:
             stream.close()
 
 
-def render_http_error(
-    req: falcon.Request, resp: falcon.Response, ex: Exception, params: dict[str, Any]
-) -> None:
+def render_http_error(req: falcon.Request, resp: falcon.Response, ex: Exception, params: dict[str, Any]) -> None:
     """Falcon's own errors (404, 405 …) in the shape of ours."""
     assert isinstance(ex, falcon.HTTPError)
     resp.status = ex.status

@@ -41,7 +41,7 @@ from appliance.errors import (
     PromptTooLong,
     WaitTimeout,
 )
-from appliance.eventstream import SILENCE, Silence, begin, client_of, frames
+from appliance.eventstream import SILENCE, Silence, begin, frames
 from appliance.generate import wait_for_model
 from appliance.residency import Residency
 
@@ -139,7 +139,7 @@ class Benchmark:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         body = read_body(req, BenchmarkRequest, self._config.client_timeout_s)
         job = self._job(body)
-        client = client_of(req, self._config.client_timeout_s)
+        client = req.env.get("gunicorn.socket")
         events = self._answer(job, req.context.key.id, req.context.request_id, client)
         if wants_events(req):
             begin(req, resp, frames(events, _frame))
@@ -180,7 +180,7 @@ class Benchmark:
         arrived, outcome = time.monotonic(), "internal_error"
         restoring = None
         try:
-            with ClientWatch(client) as watch:
+            with ClientWatch(client, self._config.client_timeout_s) as watch:
                 ticket = self._admission.enter_exclusive(key_id)
                 try:
                     yield from self._wait_alone(ticket, watch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, TypeVar
 
 import falcon
@@ -14,9 +15,7 @@ import msgspec
 from appliance.allowed import describe
 from appliance.errors import BodyTimeout, BodyTooLarge, InvalidValue, MalformedBody, UnsupportedMediaType
 
-BODY_LIMIT_BYTES = (
-    256 * 1024
-)  # 8192 + 4096 characters, each at most 12 bytes as an escaped surrogate pair, and more
+BODY_LIMIT_BYTES = 256 * 1024  # 8192 + 4096 characters, each at most 12 bytes as an escaped surrogate pair, and more
 GIVEN_CHARS = 80
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -45,7 +44,7 @@ def parse(raw: bytes, kind: type[T]) -> T:
         raise InvalidValue(
             f"body: expected a JSON object, got {_given(fields)}.", field="body", allowed="a JSON object"
         )
-    known = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    known = _fields_of(kind)
     for name in fields:
         if name not in known:
             raise _unknown(name, list(known))
@@ -60,6 +59,11 @@ def parse(raw: bytes, kind: type[T]) -> T:
             raise _wrong(name, _given(fields[name]), describe(field.type)) from error
         _refuse_unspeakable(name, fields[name])
     return msgspec.convert(fields, kind)
+
+
+@cache
+def _fields_of(kind: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
+    return {field.encode_name: field for field in msgspec.structs.fields(kind)}
 
 
 def _read(req: falcon.Request, timeout_s: float) -> bytes:
@@ -115,9 +119,7 @@ def _unknown(name: str, known: list[str]) -> InvalidValue:
     name = name.encode(errors="replace").decode()
     nearest = get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"known fields: {', '.join(known)}."
-    return InvalidValue(
-        f"{name[:GIVEN_CHARS]}: no such field; {hint}", field=name[:GIVEN_CHARS], allowed=known
-    )
+    return InvalidValue(f"{name[:GIVEN_CHARS]}: no such field; {hint}", field=name[:GIVEN_CHARS], allowed=known)
 
 
 def _given(value: Any) -> str:
@@ -129,6 +131,4 @@ def _given(value: Any) -> str:
 
 
 def _too_large() -> BodyTooLarge:
-    return BodyTooLarge(
-        f"The body is larger than {BODY_LIMIT_BYTES // 1024} KiB.", limit_bytes=BODY_LIMIT_BYTES
-    )
+    return BodyTooLarge(f"The body is larger than {BODY_LIMIT_BYTES // 1024} KiB.", limit_bytes=BODY_LIMIT_BYTES)

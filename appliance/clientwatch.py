@@ -16,7 +16,6 @@ import gevent
 READABLE = 1  # libev's EV_READ
 TCP_ESTABLISHED = 1  # tcpi_state, the first byte of Linux' struct tcp_info
 PIPELINED_POLL_S = 0.02
-UNACKNOWLEDGED_MS = 30_000
 
 
 class ClientWatch:
@@ -30,26 +29,25 @@ class ClientWatch:
     3. Readable but established: a pipelined request. Its bytes stay where they are; as they keep the socket readable,
        the state is then polled every PIPELINED_POLL_S seconds.
 
-    A client that vanished without a word is found by the kernel: what it leaves unacknowledged for 30 s (a keep-alive
-    comment comes every few seconds) resets the connection, which is case 2.
+    A client that vanished without a word is found by the kernel: what it leaves unacknowledged or unread for
+    `timeout_s` seconds (a keep-alive comment comes every few) resets the connection, which is case 2.
     """
 
-    def __init__(self, client: socket.socket | None) -> None:
+    def __init__(self, client: socket.socket | None, timeout_s: float = 30.0) -> None:
         self.is_gone = False
         self._on_gone: Callable[[], object] | None = None
         self._socket = client
+        self._timeout_ms = int(timeout_s * 1000)
         self._watcher: Any = None
 
     def __enter__(self) -> ClientWatch:
         if self._socket is not None:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._timeout_ms)
             self._watcher = gevent.get_hub().loop.io(self._socket.fileno(), READABLE)
             self._watcher.start(self._on_readable)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
     def call_when_gone(self, callback: Callable[[], object]) -> None:

@@ -123,7 +123,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         setting("Who may call POST /keys/generate: the node itself, everybody, nobody."),
     ] = "local"
     key_limit: Annotated[
-        int, setting("Keys that POST /keys/generate may bring into being.", unit="keys", ge=1, le=100000)
+        int,
+        setting(
+            "Active keys beyond which POST /keys/generate makes no more; the command line may.",
+            unit="keys",
+            ge=1,
+            le=100000,
+        ),
     ] = 1000
     sse_ping_s: Annotated[
         float,

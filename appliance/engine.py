@@ -11,12 +11,15 @@ import http.client
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from types import TracebackType
 from typing import Any
 
+import gevent
 import msgspec
+from gevent.hub import Waiter
 
 from appliance.errors import (
     ApplianceError,
@@ -34,6 +37,7 @@ RECEIVE_BYTES = 16 * 1024
 HEAD_LIMIT_BYTES = 64 * 1024
 LINE_LIMIT_BYTES = 1024 * 1024
 LEAST_TIMEOUT_S = 0.001
+READABLE = 1  # libev's EV_READ
 QUOTED_CHARS = 300  # of the engine's own words, in our errors and logs
 
 
@@ -53,9 +57,7 @@ class Prompt:
     text: str
     system: str | None = None
     max_tokens: int = 1
-    sampling: dict[str, Any] = field(
-        default_factory=dict
-    )  # temperature, top_p, top_k, stop: under Ollama's names
+    sampling: dict[str, Any] = field(default_factory=dict)  # temperature, top_p, top_k, stop: under Ollama's names
 
 
 class Message(msgspec.Struct):
@@ -225,9 +227,13 @@ class Engine:
         )
 
     def _connect(self) -> socket.socket:
+        # Not create_connection(): it would have gevent's resolver thread look up an address that is a number.
+        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        connection.settimeout(self.connect_timeout_s)
         try:
-            connection = socket.create_connection(self.address, timeout=self.connect_timeout_s)
+            connection.connect(self.address)
         except OSError as error:
+            connection.close()
             raise self.unreachable(error) from error
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
@@ -252,8 +258,11 @@ class RecordStream:
         self.is_ended = False
         self._engine = engine
         self._socket = connection
+        self._hub = gevent.get_hub()
+        self._watcher = self._hub.loop.io(connection.fileno(), READABLE)
         self._body = _Body()
         self._is_aborted = False
+        self._failure: EngineFailed | None = None  # behind records that have been handed on
         self._lines = b""
         self._progress_at = time.monotonic()
         self._has_begun = False
@@ -266,13 +275,12 @@ class RecordStream:
         except OSError as error:
             self.close()
             raise engine.unreachable(error) from error
+        self._socket.settimeout(0)
 
     def __enter__(self) -> RecordStream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
     def receive(self, timeout_s: float) -> list[Record]:
@@ -282,16 +290,19 @@ class RecordStream:
         Raises: EngineStalled, EngineFailed (also for an end without `done`), EngineBusy, ModelMissing, PromptTooLong,
         EngineUnreachable (it closed the connection before its first byte).
         """
+        if self._failure is not None:
+            raise self._failure
         ends_at = time.monotonic() + timeout_s
         while (left_s := ends_at - time.monotonic()) > 0:
             if self._body.is_complete:
                 raise self._ended_early(None)
-            self._socket.settimeout(min(left_s, self._patience_s()))
+            if not self._is_readable(min(left_s, self._patience_s())):
+                if self._patience_s() <= LEAST_TIMEOUT_S:
+                    raise self._stalled()
+                continue
             try:
                 data = self._socket.recv(RECEIVE_BYTES)
-            except TimeoutError:
-                if self._patience_s() <= LEAST_TIMEOUT_S:
-                    raise self._stalled() from None
+            except BlockingIOError:
                 continue
             except OSError as error:
                 raise self._ended_early(error) from error
@@ -304,16 +315,27 @@ class RecordStream:
     def abort(self) -> None:
         """Tell the engine to stop, now. Does not block: it may be called from the event loop."""
         self._is_aborted = True
-        try:
+        with suppress(OSError):  # the engine was quicker
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the engine was quicker
 
     def close(self) -> int:
-        """End the generation, in the engine too. Returns: how many records nobody waited for any more."""
+        """End the generation, in the engine too; safe to call again. Returns: how many records nobody waited for."""
         unread = 0 if self.is_ended else self._count_unread()
+        self._watcher.close()
         self._socket.close()
         return unread
+
+    def _is_readable(self, timeout_s: float) -> bool:
+        """Wait for the engine, leaner than gevent's recv(), which tries in vain first and makes a time-out object."""
+        waiter: Waiter[bool] = Waiter(self._hub)
+        timer = self._hub.loop.timer(timeout_s)
+        self._watcher.start(waiter.switch, True)
+        timer.start(waiter.switch, False, update=False)
+        try:
+            return waiter.get()
+        finally:
+            self._watcher.stop()
+            timer.close()
 
     def _parse(self, data: bytes) -> list[Record]:
         payload = self._body.feed(data)
@@ -324,10 +346,23 @@ class RecordStream:
         *lines, self._lines = (self._lines + payload).split(b"\n")
         if len(self._lines) > LINE_LIMIT_BYTES:
             raise EngineFailed(f"The engine sent a line longer than {LINE_LIMIT_BYTES} bytes.")
-        records = [self._record(line) for line in lines if line]
+        records = self._read_records(lines)
         if records:
             self._has_begun = True
             self._progress_at = time.monotonic()
+        return records
+
+    def _read_records(self, lines: list[bytes]) -> list[Record]:
+        """What came before a failure is handed on first; the failure itself at the next call."""
+        records: list[Record] = []
+        for line in filter(None, lines):
+            try:
+                records.append(self._record(line))
+            except EngineFailed as failure:
+                if not records:
+                    raise
+                self._failure = failure
+                break
         return records
 
     def _record(self, line: bytes) -> Record:
@@ -375,15 +410,17 @@ class RecordStream:
     def _ended_early(self, cause: Exception | None) -> ApplianceError:
         if self._body.status is None and not self._is_aborted:
             return self._engine.unreachable(cause or ConnectionResetError())
-        return EngineFailed(
-            "The engine ended its stream without saying that it was done.", retry_after_s=RETRY_S
-        )
+        return EngineFailed("The engine ended its stream without saying that it was done.", retry_after_s=RETRY_S)
 
     def _count_unread(self) -> int:
         unread = 0
-        self._socket.settimeout(0)
         try:
-            while data := self._socket.recv(RECEIVE_BYTES):
+            self._socket.settimeout(0)
+            # Bounded: nothing else runs meanwhile, and a fast engine could go on sending.
+            for _ in range(LINE_LIMIT_BYTES // RECEIVE_BYTES):
+                data = self._socket.recv(RECEIVE_BYTES)
+                if not data:
+                    break
                 unread += self._body.feed(data).count(b"\n")
         except (OSError, ApplianceError):
             pass  # read so far as there was anything
@@ -425,13 +462,8 @@ class _Body:
         status_line, *lines = head.split(b"\r\n")
         parts = status_line.split(None, 2)
         if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
-            raise EngineFailed(
-                f"What answers on the engine's port speaks no HTTP: {_quote(repr(status_line))}"
-            )
-        headers = {
-            name.strip().lower(): value.strip().lower()
-            for name, _, value in (x.partition(b":") for x in lines)
-        }
+            raise EngineFailed(f"What answers on the engine's port speaks no HTTP: {_quote(repr(status_line))}")
+        headers = {name.strip().lower(): value.strip().lower() for name, _, value in (x.partition(b":") for x in lines)}
         self.status = int(parts[1])
         self._is_chunked = headers.get(b"transfer-encoding") == b"chunked"
         length = headers.get(b"content-length", b"")
@@ -442,7 +474,7 @@ class _Body:
 
     def _read_chunks(self) -> bytes:
         payload, start, data = [], 0, self._pending
-        while (eol := data.find(b"\r\n", start)) >= 0:
+        while not self.is_complete and (eol := data.find(b"\r\n", start)) >= 0:
             try:
                 size = int(data[start:eol].partition(b";")[0], 16)
             except ValueError as error:
@@ -452,11 +484,12 @@ class _Body:
             end = eol + 2 + size
             if len(data) < end + 2:
                 break
-            if size == 0:
-                self.is_complete = True
+            self.is_complete = size == 0  # trailers, if any, tell us nothing
             payload.append(data[eol + 2 : end])
             start = end + 2
-        self._pending = data[start:]
+        self._pending = b"" if self.is_complete else data[start:]
+        if len(self._pending) > LINE_LIMIT_BYTES + RECEIVE_BYTES:
+            raise EngineFailed("The engine's response breaks HTTP's chunked framing.")
         return b"".join(payload)
 
 

@@ -6,7 +6,7 @@ Knows no resource: what the events are, and their bytes, is told by who streams 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import falcon
 
@@ -71,11 +71,3 @@ def frames(events: Generator[E, None, None], frame_of: Callable[[E], bytes]) -> 
         yield sse.event("error", error.as_dict())
     finally:
         events.close()
-
-
-def client_of(req: falcon.Request, timeout_s: float) -> Any:
-    """The client's socket; a write it does not accept within `timeout_s` fails. None in a simulated request."""
-    client = req.env.get("gunicorn.socket")
-    if client is not None:
-        client.settimeout(timeout_s)
-    return client

@@ -28,7 +28,7 @@ from appliance.errors import (
     InvalidValue,
     WaitTimeout,
 )
-from appliance.eventstream import SILENCE, Silence, begin, client_of, frames
+from appliance.eventstream import SILENCE, Silence, begin, frames
 from appliance.metrics import Metrics
 from appliance.residency import Residency
 
@@ -117,7 +117,7 @@ class Generate:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         deadline_s = _deadline_s(req)
         body = read_body(req, GenerateRequest, self._config.client_timeout_s)
-        client = client_of(req, self._config.client_timeout_s)  # one that reads nothing loses its slot
+        client = req.env.get("gunicorn.socket")
         events = self._answer(self._prompt(body), req.context.key.id, req.context.request_id, client, deadline_s)
         if not body.stream:
             resp.media = _collect(events)
@@ -141,7 +141,10 @@ class Generate:
         arrived = time.monotonic()
         outcome, done = "internal_error", None
         try:
-            with ClientWatch(client) as watch, self._admission.enter(key_id, deadline_s) as ticket:
+            with (
+                ClientWatch(client, self._config.client_timeout_s) as watch,
+                self._admission.enter(key_id, deadline_s) as ticket,
+            ):
                 yield from self._wait_in_line(ticket, watch, deadline_s)
                 yield from wait_for_model(self._residency, ticket, watch, self._config.sse_ping_s)
                 ends_at = min(

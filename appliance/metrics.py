@@ -21,20 +21,14 @@ class Metrics:
     def __init__(self, admission: Admission) -> None:
         self._registry = registry = CollectorRegistry()
         self._admission = admission
-        self.generations = Counter(
-            "appliance_generations", "Ended generations.", ["outcome"], registry=registry
-        )
-        self.tokens = Counter(
-            "appliance_tokens", "Tokens by the engine's count.", ["type"], registry=registry
-        )
+        self.generations = Counter("appliance_generations", "Ended generations.", ["outcome"], registry=registry)
+        self.tokens = Counter("appliance_tokens", "Tokens by the engine's count.", ["type"], registry=registry)
         self.tokens_after_client_left = Counter(
             "appliance_tokens_after_client_left",
             "Tokens that the engine still made for a client that had left.",
             registry=registry,
         )
-        self.model_loads = Counter(
-            "appliance_model_loads", "Times the service loaded the model.", registry=registry
-        )
+        self.model_loads = Counter("appliance_model_loads", "Times the service loaded the model.", registry=registry)
         self.queue_wait = Histogram(
             "appliance_queue_wait_seconds", "Time in the line.", buckets=WAIT_BUCKETS_S, registry=registry
         )

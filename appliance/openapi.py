@@ -8,7 +8,6 @@ import falcon
 import msgspec
 
 from appliance import __version__
-
 from appliance.benchmark import BenchmarkRequest
 from appliance.benchmark_report import BenchmarkAnswer
 from appliance.generate import DEADLINE_HEADER, DEADLINE_LIMIT_S, GenerateAnswer, GenerateRequest

@@ -24,19 +24,11 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.systemd import sd_notify
 
+from appliance import one_worker
 from appliance.config import Config
 
 CONF = Path(__file__).with_name("gunicorn.conf.py")
-ONE_WORKER = (
-    "One worker by design: the queue, its fairness and the key table live in one process, and a node's limit is its "
-    "model. Use MAX_CONCURRENT_REQUESTS for more requests at a time."
-)
-
 log = logging.getLogger("appliance")
-
-
-class TooManyWorkers(Exception):
-    """WEB_CONCURRENCY, -w or GUNICORN_CMD_ARGS asks for other than one worker."""
 
 
 class ApplianceServer(BaseApplication):
@@ -60,7 +52,7 @@ class ApplianceServer(BaseApplication):
         for name, value in vars(given).items():
             if value is not None and name in self.cfg.settings:
                 self.cfg.set(name, value)
-        refuse_more_workers(self.cfg.workers, "GUNICORN_CMD_ARGS")
+        one_worker.refuse_more(self.cfg.workers, "GUNICORN_CMD_ARGS")
         self.cfg.set("post_fork", self._after_fork)
         self.cfg.set("post_worker_init", lambda worker: self._service.attach())
 
@@ -81,7 +73,7 @@ class ApplianceServer(BaseApplication):
 
 
 class OneWorkerArbiter(Arbiter):
-    """gunicorn's master, without the signals that would make a second worker, and with a drain that can be cut short."""
+    """gunicorn's master without the signals that would make a second worker, and with a drain that can be cut short."""
 
     _was_told_to_stop = False
 
@@ -100,18 +92,12 @@ class OneWorkerArbiter(Arbiter):
         self.kill_workers(signal.SIGUSR2)
 
     def handle_ttin(self) -> None:
-        log.warning(ONE_WORKER)
+        log.warning(one_worker.WHY)
 
     handle_ttou = handle_ttin
 
     def handle_hup(self) -> None:
         log.warning("SIGHUP changes nothing: settings are read at start; restart the service.")
-
-
-def refuse_more_workers(workers: Any, source: str) -> None:
-    """Raises: TooManyWorkers unless `workers` is 1."""
-    if str(workers).strip() != "1":
-        raise TooManyWorkers(f"{source} asks for {workers} workers; allowed: 1. {ONE_WORKER}")
 
 
 def notify_systemd(state: str) -> None:
@@ -123,12 +109,11 @@ def log_to_stderr(level: str) -> None:
     """One line an event; the journal adds its own time, a terminal gets one."""
     under_journal = "JOURNAL_STREAM" in os.environ
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        logging.Formatter("%(message)s" if under_journal else "%(asctime)s %(levelname)s %(message)s")
-    )
+    handler.setFormatter(logging.Formatter("%(message)s" if under_journal else "%(asctime)s %(levelname)s %(message)s"))
     log.handlers = [handler]
     log.setLevel(level.upper())
     log.propagate = False
+    logging.getLogger("gunicorn.error").addFilter(Departures())
     logging.getLogger("gunicorn.error").addFilter(OneLineForStalledClients())
 
 
@@ -137,9 +122,20 @@ class OneLineForStalledClients(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], TimeoutError):
-            record.msg, record.args, record.exc_info = "A client was silent for too long and lost its connection.", (), None
+            record.msg, record.args, record.exc_info = (
+                "A client was silent for too long and lost its connection.",
+                (),
+                None,
+            )
             record.levelno, record.levelname = logging.WARNING, "WARNING"
         return True
+
+
+class Departures(logging.Filter):
+    """Keeps out of the log what clients do: one that stopped reading, and whose connection timed out, is no error."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], TimeoutError))
 
 
 def spawn_watchdog() -> None:

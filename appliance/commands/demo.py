@@ -169,7 +169,7 @@ def _process(
     """
     libc = ctypes.CDLL(None)
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603  # our own program
             [sys.executable, "-m", "appliance", *arguments],
             cwd=folder,
             env={**os.environ, **settings},
@@ -231,9 +231,8 @@ def _refuse_taken(port: int, whose: str, variable: str, other: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise DemoFailed(
-                f"port {port}, {whose}'s, cannot be had ({error.strerror}); choose another: make demo {variable}={other}"
-            ) from error
+            remedy = f"choose another: make demo {variable}={other}"
+            raise DemoFailed(f"port {port} for {whose} cannot be had ({error.strerror}); {remedy}") from error
 
 
 def _running(pid_file: Path) -> int | None:

@@ -39,7 +39,7 @@ class RunningService:
             raise click.ClickException(f"no service runs with these settings: there is no {path}.") from None
         except (OSError, ValueError) as error:
             raise click.ClickException(f"{path} cannot be read: {error}.") from error
-        if not _is_appliance(pid):
+        if not is_appliance(pid):
             raise click.ClickException(
                 f"no service runs with these settings: {path} names process {pid}, which is none."
             )
@@ -65,20 +65,17 @@ class RunningService:
             connection.request("GET", path)
             answer: dict[str, Any] = json.loads(connection.getresponse().read())
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise click.ClickException(
-                f"the service does not answer on port {self.config.port}: {error}."
-            ) from error
+            raise click.ClickException(f"the service does not answer on port {self.config.port}: {error}.") from error
         else:
             return answer
         finally:
             connection.close()
 
 
-def _is_appliance(pid: int) -> bool:
+def is_appliance(pid: int) -> bool:
+    """Whether this process is an `appliance serve`: pid files outlive power cuts, and their numbers are given anew."""
     try:
-        command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return (
-        b"serve" in command_line.split(b"\0") or b"appliance" in command_line or b"gunicorn" in command_line
-    )
+    return b"serve" in arguments and any(argument.rpartition(b"/")[2] == b"appliance" for argument in arguments)
