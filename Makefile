@@ -69,6 +69,7 @@ $(VENV)/serving: $(SERVING) $(METADATA) | preflight $(BIN)/pip
 	@touch $@
 
 $(VENV)/testing: $(TESTING) $(VENV)/serving
+	@command -v curl >/dev/null || { echo "the README's examples are tested with curl: sudo apt-get install curl" >&2; exit 1; }
 	@echo "installing what the tests need …"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $(TESTING)
 	@touch $@

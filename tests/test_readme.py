@@ -1,0 +1,67 @@
+"""Every curl that the README prints works as printed beside `make demo`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import free_port
+
+pytestmark = pytest.mark.tier2
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+CURLS = [
+    line.strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in re.split(r"\n(?=curl )", block.strip())
+]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+    """The folder beside which the demo serves, and the appliance's port."""
+    folder = tmp_path_factory.mktemp("clone")
+    port = free_port()
+    ports = ["--port", str(port), "--engine-port", str(free_port())]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "appliance", "demo", *ports], cwd=folder, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if line.startswith("Serving on"):
+            break
+    else:
+        pytest.fail(f"the demo ended by itself:\n{printed}")
+    yield folder, port
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert not (folder / ".demo" / "demo.pid").exists()
+
+
+def test_the_readme_has_curls_of_every_route() -> None:
+    for route in ("/health", "/live", "/ready", "/generate", "/benchmark", "/keys/generate"):
+        assert any(f"localhost:8000{route}" in curl for curl in CURLS), route
+
+
+@pytest.mark.parametrize("curl", CURLS, ids=range(len(CURLS)))
+def test_a_curl_of_the_readme_works_as_printed(curl: str, demo: tuple[Path, int]) -> None:
+    folder, port = demo
+    bash = shutil.which("bash")
+    assert bash
+    command = curl.replace("localhost:8000", f"localhost:{port}")
+    done = subprocess.run([bash, "-ec", command], cwd=folder, capture_output=True, text=True, timeout=120, check=True)
+    if "-N" in curl.split():
+        assert "event: token" in done.stdout
+        assert "event: done" in done.stdout
+    else:
+        assert "error" not in json.loads(done.stdout)
