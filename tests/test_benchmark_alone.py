@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,11 @@ def begun(node: Node, engine: FakeHandle, **fields: object) -> Exchange:
     exchange = benchmark(node, events=True, **{**OTHER, **fields})
     assert exchange.next("progress").data["stage"] == "warming_up"
     return exchange
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def is_restored(node: Node, engine: FakeHandle) -> None:
@@ -159,6 +165,7 @@ def test_without_events_the_error_is_the_status(node: Node, engine: FakeHandle) 
 
 def test_an_engine_that_is_away_is_an_honest_status_with_events_too(node: Node, engine: FakeHandle) -> None:
     engine.go_down()
+    wait_until(lambda: not is_listening(engine.port), "the engine refuses connections")
     exchange = benchmark(node, events=True, **OTHER)
     assert (exchange.status, exchange.json()["error"]) == (503, "engine_unreachable")
     engine.come_up()
