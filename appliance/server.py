@@ -42,6 +42,7 @@ class ApplianceServer(BaseApplication):
         self.config = config
         self._pepper = pepper
         super().__init__()
+        one_worker.refuse_more(self.cfg.workers, "GUNICORN_CMD_ARGS")  # in load_config gunicorn would catch it
 
     def load_config(self) -> None:
         """gunicorn.conf.py, then GUNICORN_CMD_ARGS as with gunicorn itself."""
@@ -52,7 +53,6 @@ class ApplianceServer(BaseApplication):
         for name, value in vars(given).items():
             if value is not None and name in self.cfg.settings:
                 self.cfg.set(name, value)
-        one_worker.refuse_more(self.cfg.workers, "GUNICORN_CMD_ARGS")
         self.cfg.set("post_fork", self._after_fork)
         self.cfg.set("post_worker_init", lambda worker: self._service.attach())
 
