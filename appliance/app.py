@@ -31,7 +31,7 @@ def create_app(
     config: Config, keys: KeyRing, admission: Admission, engine: Engine, residency: Residency
 ) -> falcon.App[falcon.Request, falcon.Response]:
     """The WSGI application over its collaborators; it reads no environment and starts nothing."""
-    metrics = Metrics(admission)
+    metrics = Metrics(admission, residency)
     rules: list[Any] = [ReleaseAbandoned(), NameRequest(), RequireApiKey(keys)]
     app = falcon.App(middleware=rules)
     app.add_error_handler(Exception, report_bug)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import falcon
 import gevent
 import msgspec
+from gunicorn.http.errors import ParseException
 
 from appliance.allowed import describe
 from appliance.errors import BodyTimeout, BodyTooLarge, InvalidValue, MalformedBody, UnsupportedMediaType
@@ -73,10 +74,12 @@ def _read(req: falcon.Request, timeout_s: float) -> bytes:
     with gevent.Timeout(timeout_s, BodyTimeout(f"The body did not arrive within {timeout_s:g} s.")):
         try:
             raw: bytes = req.env["wsgi.input"].read(BODY_LIMIT_BYTES + 1)
-        except OSError as error:
+        except (OSError, ParseException) as error:
             raise MalformedBody(f"The body broke off: {error}") from error
     if len(raw) > BODY_LIMIT_BYTES:
         raise _too_large()
+    if length is not None and len(raw) < length:
+        raise MalformedBody(f"The body broke off: {len(raw)} bytes of {length} came.")
     return raw
 
 
@@ -111,22 +114,30 @@ def _refuse_unspeakable(name: str, value: Any) -> None:
 
 
 def _wrong(name: str, given: str, allowed: str, verdict: str = "") -> InvalidValue:
+    name = _shown(name)
     detail = f"{name}: {verdict or f'got {given}'}; expected {allowed}."
     return InvalidValue(detail, field=name, given=given, allowed=allowed)
 
 
 def _unknown(name: str, known: list[str]) -> InvalidValue:
-    name = name.encode(errors="replace").decode()
     nearest = get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"known fields: {', '.join(known)}."
-    return InvalidValue(f"{name[:GIVEN_CHARS]}: no such field; {hint}", field=name[:GIVEN_CHARS], allowed=known)
+    return InvalidValue(f"{_shown(name)}: no such field; {hint}", field=_shown(name), allowed=known)
+
+
+def _shown(name: str) -> str:
+    """A field's name as sent, for an answer: it may be of any length, and hold a lone surrogate."""
+    return name[:GIVEN_CHARS].encode(errors="replace").decode() or '""'
 
 
 def _given(value: Any) -> str:
     """What was sent, short enough to repeat; long text by its length alone."""
     if isinstance(value, str) and len(value) > GIVEN_CHARS:
         return f"{len(value)} characters"
-    text = json.dumps(value, ensure_ascii=True)
+    try:
+        text = json.dumps(value, ensure_ascii=True)
+    except RecursionError:
+        return "a deeply nested value"
     return text if len(text) <= GIVEN_CHARS else text[:GIVEN_CHARS] + "…"
 
 

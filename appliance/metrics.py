@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import falcon
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from appliance.admission import Admission
+from appliance.residency import Residency
 
 # OpenTelemetry's GenAI buckets, extended to what a Pi needs.
 TTFT_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 15, 20, 30, 45, 60, 120)
@@ -18,9 +19,10 @@ WAIT_BUCKETS_S = (0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 class Metrics:
     """GET /metrics, with a key."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, residency: Residency) -> None:
         self._registry = registry = CollectorRegistry()
         self._admission = admission
+        self._residency = residency
         self.generations = Counter("appliance_generations", "Ended generations.", ["outcome"], registry=registry)
         self.tokens = Counter("appliance_tokens", "Tokens by the engine's count.", ["type"], registry=registry)
         self.tokens_after_client_left = Counter(
@@ -28,7 +30,6 @@ class Metrics:
             "Tokens that the engine still made for a client that had left.",
             registry=registry,
         )
-        self.model_loads = Counter("appliance_model_loads", "Times the service loaded the model.", registry=registry)
         self.queue_wait = Histogram(
             "appliance_queue_wait_seconds", "Time in the line.", buckets=WAIT_BUCKETS_S, registry=registry
         )
@@ -47,12 +48,13 @@ class Metrics:
         registry.register(self)
 
     def collect(self) -> list[Metric]:
-        """The gauges, read from what is true now."""
+        """What others count, read from what is true now."""
         admission = self._admission
         return [
             GaugeMetricFamily("appliance_requests_running", "Requests in a slot.", admission.running),
             GaugeMetricFamily("appliance_requests_waiting", "Requests in the line.", admission.waiting),
             GaugeMetricFamily("appliance_slots", "Slots.", admission.slots),
+            CounterMetricFamily("appliance_model_loads", "Times the service loaded the model.", self._residency.loads),
         ]
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
