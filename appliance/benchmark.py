@@ -260,6 +260,8 @@ class Benchmark:
 
         Raises: what the engine's stream raises, BenchmarkTimeout, ClientGone, NotReady when the node drains.
         """
+        if watch.is_gone:
+            raise ClientGone("The client has left its benchmark.")
         if ticket.refusal is not None:
             raise ticket.refusal
         started = time.monotonic()

@@ -6,9 +6,9 @@ The shapes are those of the answer to POST /benchmark, under its names.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean, median, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -82,7 +82,10 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """One setting, measured: the mean of its runs, as in the first contract, and their spread."""
+    """One setting, measured: the mean of its runs, as in the first contract, and their spread.
+
+    load_ms: the longest of its loads; next to nothing where it was loaded already and never left memory.
+    """
 
     context_size: int
     threads: int
@@ -181,7 +184,7 @@ def profile(samples: Sequence[Sample]) -> Profile:
         prefill_tokens_per_second=spread(sample.prefill_tokens_per_second for sample in measured),
         decode_tokens_per_second=spread(sample.decode_tokens_per_second for sample in measured),
         ttft_ms=Percentiles(_rounded(percentile(ttfts, 0.5)), _rounded(percentile(ttfts, 0.95))),
-        load_ms=_rounded(median(loads)),
+        load_ms=_rounded(max(loads)),
     )
 
 
@@ -225,10 +228,10 @@ def choose(samples: Sequence[Sample]) -> Choice:
         return Choice(min(settings, key=_preference), "No run made two tokens, so no throughput could be measured")
     logs = {setting: [math.log(rate) for rate in of] for setting, of in rates.items()}
     fastest = max(logs, key=lambda setting: fmean(logs[setting]))
-    differs = _difference_test(logs, fastest)
-    tied = [setting for setting in logs if not differs(setting)]
+    noise = _Noise.of(logs)
+    tied = [setting for setting in logs if not _differ(logs[fastest], logs[setting], noise, comparisons=len(logs) - 1)]
     chosen = min(tied, key=_preference)
-    return Choice(chosen, _reason(rates, fastest, tied, chosen))
+    return Choice(chosen, _reason(rates, fastest, tied, chosen, noise))
 
 
 def decode_rates(samples: Iterable[Sample]) -> dict[Setting, list[float]]:
@@ -314,38 +317,45 @@ def remaining_s(samples: Sequence[Sample], warm_ups_left: int, runs_left: int) -
     return fmean(warm) * warm_ups_left + fmean(measured) * runs_left
 
 
-def _difference_test(logs: dict[Setting, list[float]], fastest: Setting) -> Callable[[Setting], bool]:
-    """Decisions 2 to 4 of `choose`."""
-    means = {setting: fmean(values) for setting, values in logs.items()}
-    degrees = sum(len(values) - 1 for values in logs.values())
-    squares = sum((value - means[setting]) ** 2 for setting, values in logs.items() for value in values)
+class _Noise(NamedTuple):
+    """Decision 2 of `choose`: the standard deviation of one run's logarithm, and the degrees of freedom it rests on."""
 
-    def differs(setting: Setting) -> bool:
-        distance = means[fastest] - means[setting]
-        if setting == fastest or distance < -math.log(1 - (NOISE_FLOOR if degrees else SINGLE_RUN_FLOOR)):
-            return False
-        if not degrees or squares == 0:
-            return True
-        error = math.sqrt(squares / degrees * (1 / len(logs[fastest]) + 1 / len(logs[setting])))
-        return p_value(distance / error, degrees) < SIGNIFICANCE / (len(logs) - 1)
+    deviation: float
+    degrees: int
 
-    return differs
+    @classmethod
+    def of(cls, logs: dict[Setting, list[float]]) -> _Noise:
+        degrees = sum(len(values) - 1 for values in logs.values())
+        squares = sum((value - fmean(values)) ** 2 for values in logs.values() for value in values)
+        return cls(math.sqrt(squares / degrees) if degrees else 0.0, degrees)
+
+
+def _differ(fastest: list[float], other: list[float], noise: _Noise, comparisons: int) -> bool:
+    """Decisions 3 and 4 of `choose`."""
+    distance = fmean(fastest) - fmean(other)
+    if distance <= 0 or distance < -math.log(1 - (NOISE_FLOOR if noise.degrees else SINGLE_RUN_FLOOR)):
+        return False
+    if noise.deviation == 0:
+        return True
+    error = noise.deviation * math.sqrt(1 / len(fastest) + 1 / len(other))
+    return p_value(distance / error, noise.degrees) < SIGNIFICANCE / comparisons
 
 
 def _preference(setting: Setting) -> tuple[int, int, int]:
     return -setting.context_size, setting.threads, setting.batch_size
 
 
-def _reason(rates: dict[Setting, list[float]], fastest: Setting, tied: list[Setting], chosen: Setting) -> str:
+def _reason(
+    rates: dict[Setting, list[float]], fastest: Setting, tied: list[Setting], chosen: Setting, noise: _Noise
+) -> str:
     """One sentence, without its full stop: what was measured, and how sure it is."""
-    runs = max(len(of) for of in rates.values())
     measured = f"{chosen} decoded {_figure(rates[chosen])}"
     if len(rates) == 1:
         return f"{measured}; no other setting was measured, so there was nothing to choose from"
     how_sure = (
-        f"differences of less than {NOISE_FLOOR:.0%}, or with p above {SIGNIFICANCE} in a t test corrected for "
-        f"{_count(len(rates) - 1, 'comparison')}, count as none"
-        if runs > 1
+        f"runs of one setting scattered by {noise.deviation:.1%}, and differences of less than {NOISE_FLOOR:.0%} or "
+        f"with p above {SIGNIFICANCE} (t test, corrected for {_count(len(rates) - 1, 'comparison')}) count as none"
+        if noise.degrees
         else f"one run a setting shows no spread, so differences of less than {SINGLE_RUN_FLOOR:.0%} count as none"
     )
     if len(tied) == 1:

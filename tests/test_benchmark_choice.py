@@ -21,6 +21,7 @@ def of(*runs: list[Sample]) -> list[Sample]:
 def test_the_faster_setting_wins_where_the_runs_agree() -> None:
     choice = choose(of(decoded([9.42, 9.38], context_size=512), decoded([8.11, 8.15], context_size=1024)))
     assert choice.setting.context_size == 512
+    assert "runs of one setting scattered by 0.3%" in choice.reason
     assert "9.40 tokens/s (median of 2 runs, 9.38 to 9.42)" in choice.reason
     assert "15.6% more than the next of 2 settings (N_CTX=1024, N_THREADS=4, N_BATCH=128)" in choice.reason
 
