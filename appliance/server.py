@@ -114,21 +114,6 @@ def log_to_stderr(level: str) -> None:
     log.setLevel(level.upper())
     log.propagate = False
     logging.getLogger("gunicorn.error").addFilter(Departures())
-    logging.getLogger("gunicorn.error").addFilter(OneLineForStalledClients())
-
-
-class OneLineForStalledClients(logging.Filter):
-    """A client that neither sends nor takes anything in time is no news; gunicorn gives it a traceback."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], TimeoutError):
-            record.msg, record.args, record.exc_info = (
-                "A client was silent for too long and lost its connection.",
-                (),
-                None,
-            )
-            record.levelno, record.levelname = logging.WARNING, "WARNING"
-        return True
 
 
 class Departures(logging.Filter):
