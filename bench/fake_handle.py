@@ -40,9 +40,13 @@ class FakeHandle:
     def come_up(self) -> None:
         self._ask("POST", "/fake/up", {})
 
-    def seen(self) -> dict[str, Any]:
-        """Counters and `requests`, each a bench.fake_engine.Seen."""
-        return self._ask("GET", "/fake/seen")
+    def state(self) -> dict[str, int]:
+        """Counters, without the requests: light enough to ask often."""
+        return self._ask("GET", "/fake/state")
+
+    def seen(self, last: int | None = None) -> dict[str, Any]:
+        """Counters and `requests`, each a bench.fake_knobs.Seen; all that are kept, or the last ones."""
+        return self._ask("GET", "/fake/seen", {} if last is None else {"last": last})
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.control_port, timeout=10)

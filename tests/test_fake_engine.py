@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bench import ollama_bytes as wire
-from bench.fake_engine import count_prompt_tokens, inside_a_character
+from bench.fake_answer import count_prompt_tokens, inside_a_character
 from bench.fake_handle import FakeHandle, running_fake_engine
 
 MODEL = "smollm2:135m"
@@ -185,11 +185,7 @@ class TestProcess:
         client = chat(engine)
         client.until(wire.LAST_CHUNK)
         client.got = b""
-        assert (
-            client.send("GET", "/")
-            .until(b"running")
-            .startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain")
-        )
+        assert client.send("GET", "/").until(b"running").startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain")
 
     def test_head_has_the_length_and_no_body(self, engine: FakeHandle) -> None:
         client = connect(engine).send("HEAD", "/").send("GET", "/api/version")
@@ -212,22 +208,20 @@ class TestProcess:
         assert engine.seen()["loads"] == 1
 
     @pytest.mark.parametrize("knobs", [{"prefill_s": 60.0}, {"tokens_per_s": 0.01}, {"fault": "hang_first"}])
-    def test_it_notices_a_leaving_client_while_silent(
-        self, engine: FakeHandle, knobs: dict[str, Any]
-    ) -> None:
+    def test_it_notices_a_leaving_client_while_silent(self, engine: FakeHandle, knobs: dict[str, Any]) -> None:
         engine.turn(**knobs)
         client = chat(engine)
-        wait_until(lambda: engine.seen()["running"] > 0)
+        wait_until(lambda: engine.state()["running"] > 0)
         client.sock.close()
-        wait_until(lambda: engine.seen()["running"] == 0)
+        wait_until(lambda: engine.state()["running"] == 0)
         assert last_seen(engine)["ended"] == "client_gone"
 
     def test_it_notices_a_leaving_client_that_waits_for_a_slot(self, engine: FakeHandle) -> None:
         engine.turn(parallel=1, prefill_s=60)
         holder, waiter = chat(engine), chat(engine)
-        wait_until(lambda: engine.seen()["waiting"] > 0)
+        wait_until(lambda: engine.state()["waiting"] > 0)
         waiter.sock.close()
-        wait_until(lambda: engine.seen()["waiting"] == 0)
+        wait_until(lambda: engine.state()["waiting"] == 0)
         holder.sock.close()
         assert last_seen(engine)["ended"] == "client_gone"
 
@@ -260,9 +254,7 @@ class TestProcess:
 
     def test_it_refuses_a_long_prompt_when_it_may_not_cut(self, engine: FakeHandle) -> None:
         fields = {"options": {"num_ctx": 16}, "messages": [{"role": "user", "content": "x" * 100}]}
-        assert (
-            chat(engine, **fields, truncate=False).until(b"0\r\n\r\n").startswith(b"HTTP/1.1 400 Bad Request")
-        )
+        assert chat(engine, **fields, truncate=False).until(b"0\r\n\r\n").startswith(b"HTTP/1.1 400 Bad Request")
         assert chat(engine, **fields).until(b"0\r\n\r\n").startswith(b"HTTP/1.1 200 OK")
 
     def test_a_fault_can_be_over_after_some_requests(self, engine: FakeHandle) -> None:
@@ -286,7 +278,7 @@ class TestProcess:
     def test_it_refuses_connections_until_it_comes_up_again(self, engine: FakeHandle) -> None:
         engine.turn(prefill_s=60)
         running = chat(engine)
-        wait_until(lambda: engine.seen()["running"] > 0)
+        wait_until(lambda: engine.state()["running"] > 0)
         engine.go_down()
         with pytest.raises(ConnectionResetError):
             running.until(b"never")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from harness import Node, wait_until
 
-from bench.fake_engine import CJK
+from bench.fake_answer import CJK
 from bench.fake_handle import FakeHandle
 
 pytestmark = pytest.mark.tier2

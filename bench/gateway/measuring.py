@@ -114,7 +114,7 @@ class Bench:
             self.client.leave(exchange)
             exchanges.append(exchange)
         used = subject.cpu_ms() - before
-        seen = self.engine.seen()["requests"][-len(exchanges) :]
+        seen = self.engine.seen(last=len(exchanges))["requests"]
         added = [added_ms(exchange, request) for exchange, request in zip(exchanges, seen, strict=True)]
         self.measures.added_ttft.add(subject.name, added)
         if subject.pid:
@@ -182,7 +182,7 @@ class Bench:
             self.client.leave(exchange)
             time.sleep(0.011)
         self.wait_until_idle()
-        seen = self.engine.seen()["requests"][-len(exchanges) :]
+        seen = self.engine.seen(last=len(exchanges))["requests"]
         pairs = list(zip(exchanges, seen, strict=True))
         seen_ms.add(subject.name, [(engine["ended_ns"] - gone.closed_ns) / 1e6 for gone, engine in pairs])
         tokens_after.add(subject.name, [made_after(engine, gone.closed_ns) for gone, engine in pairs])
@@ -236,7 +236,7 @@ class Bench:
     def wait_until_idle(self, timeout_s: float = 10.0) -> None:
         """Until the engine has no request left, that of a client that left included."""
         deadline = time.monotonic() + timeout_s
-        while self.engine.seen()["running"] and time.monotonic() < deadline:
+        while self.engine.state()["running"] and time.monotonic() < deadline:
             time.sleep(0.02)
 
 
