@@ -31,7 +31,7 @@ from appliance.benchmark_report import BenchmarkAnswer, Sample, Setting
 from appliance.bodies import read_body
 from appliance.clientwatch import ClientWatch
 from appliance.config import Config
-from appliance.engine import Engine, LoadOptions, Prompt, Record, RecordStream
+from appliance.engine import Engine
 from appliance.errors import (
     ApplianceError,
     BenchmarkTimeout,
@@ -43,6 +43,8 @@ from appliance.errors import (
 )
 from appliance.eventstream import SILENCE, Silence, begin, frames
 from appliance.generate import wait_for_model
+from appliance.protocol import LoadOptions, Prompt, Record
+from appliance.recordstream import RecordStream
 from appliance.residency import Residency
 
 TIME_LIMIT_S = 30 * 60  # so long a node may be taken from its users; 16 settings of a Pi fit

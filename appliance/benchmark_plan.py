@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from appliance.engine import LoadOptions
+from appliance.protocol import LoadOptions
 
 DIGITS = 8
 STRIDE = 61_803_399  # coprime with 10^8, so no number comes twice; far from round, so neighbours differ at once

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from appliance.engine import LoadOptions, Record
+from appliance.protocol import LoadOptions, Record
 
 NOISE_FLOOR = 0.02  # runs of one load share its place in memory, so their spread understates the noise
 SINGLE_RUN_FLOOR = 0.10  # without repetition there is no spread to judge by

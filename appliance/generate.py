@@ -19,7 +19,7 @@ from appliance.admission import Admission, State, Ticket
 from appliance.bodies import read_body
 from appliance.clientwatch import ClientWatch
 from appliance.config import Config
-from appliance.engine import Engine, Prompt, Record
+from appliance.engine import Engine
 from appliance.errors import (
     ApplianceError,
     ClientGone,
@@ -30,6 +30,7 @@ from appliance.errors import (
 )
 from appliance.eventstream import SILENCE, Silence, begin, frames
 from appliance.metrics import Metrics
+from appliance.protocol import Prompt, Record
 from appliance.residency import Residency
 
 QUEUED_EVERY_S = 1.0

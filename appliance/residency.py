@@ -15,8 +15,9 @@ from typing import TypeAlias, cast
 import gevent
 from gevent.event import AsyncResult
 
-from appliance.engine import Engine, Prompt
+from appliance.engine import Engine
 from appliance.errors import ApplianceError, EngineFailed, NotReady
+from appliance.protocol import Prompt
 
 CHECK_EVERY_S = 1.5  # an answer of the engine about itself is believed so long
 RETRY_S = 1.0

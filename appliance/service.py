@@ -13,9 +13,11 @@ import gevent
 from appliance.admission import Admission
 from appliance.app import create_app
 from appliance.config import Config
-from appliance.engine import Engine, LoadOptions
+from appliance.engine import Engine
 from appliance.keyring import KeyRing
 from appliance.keys import KeyStore
+from appliance.protocol import LoadOptions
+from appliance.recordstream import Patience
 from appliance.residency import Residency
 from appliance.server import log_to_stderr, notify_systemd, spawn_watchdog
 
@@ -36,9 +38,9 @@ class Service:
             config.ollama_model,
             LoadOptions(config.n_ctx, config.n_threads, config.n_batch),
             config.keep_alive,
-            connect_timeout_s=config.engine_connect_timeout_s,
-            first_token_timeout_s=config.engine_first_token_timeout_s,
-            stall_timeout_s=config.engine_stall_timeout_s,
+            Patience(
+                config.engine_connect_timeout_s, config.engine_first_token_timeout_s, config.engine_stall_timeout_s
+            ),
         )
         self._keys = KeyRing(KeyStore(Path(config.api_keys_db), pepper, key_limit=config.key_limit))
         self._admission = Admission(config.max_concurrent_requests, config.max_queue_size)

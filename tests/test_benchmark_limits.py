@@ -13,7 +13,7 @@ from appliance.admission import Admission
 from appliance.benchmark import Benchmark, BenchmarkRequest, Progress
 from appliance.benchmark_report import BenchmarkAnswer
 from appliance.config import Config
-from appliance.engine import LoadedModel, LoadOptions, Message, Prompt, Record
+from appliance.protocol import LoadedModel, LoadOptions, Message, Prompt, Record
 from appliance.errors import (
     ApplianceError,
     BenchmarkTimeout,

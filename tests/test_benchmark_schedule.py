@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.benchmark_plan import Run, schedule, settings, unique_words
-from appliance.engine import LoadOptions
+from appliance.protocol import LoadOptions
 
 A, B, C = (LoadOptions(num_ctx, 4, 128) for num_ctx in (512, 1024, 2048))
 NAMES = {A: "A", B: "B", C: "C"}

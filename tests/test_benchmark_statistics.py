@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.benchmark_report import best_so_far, p_value, percentile, profile, remaining_s, sample, spread
-from appliance.engine import LoadOptions, Record
+from appliance.protocol import LoadOptions, Record
 
 OPTIONS = LoadOptions(1024, 3, 64)
 LAST = Record(

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.engine import LINE_LIMIT_BYTES, Engine, LoadOptions, Record, RecordStream, _Body, _error_of
+from appliance.engine import Engine
 from appliance.errors import (
     ApplianceError,
     EngineBusy,
@@ -26,6 +26,9 @@ from appliance.errors import (
     ModelMissing,
     PromptTooLong,
 )
+from appliance.httpbody import CHUNK_LIMIT_BYTES, ResponseBody
+from appliance.protocol import LoadOptions, Record, error_of
+from appliance.recordstream import Patience, RecordStream
 
 TOKEN = (
     b'{"model":"smollm2:135m","created_at":"2026-11-22T19:37:32.937261724Z",'
@@ -57,7 +60,7 @@ def cut(data: bytes, places: list[int]) -> Iterator[bytes]:
     yield from (data[start:end] for start, end in pairwise(edges))
 
 
-def feed(body: _Body, pieces: Iterator[bytes]) -> bytes:
+def feed(body: ResponseBody, pieces: Iterator[bytes]) -> bytes:
     return b"".join([body.feed(piece) for piece in pieces])
 
 
@@ -69,40 +72,40 @@ class TestBody:
     @given(PAYLOADS, CUTS, st.sampled_from([b"", b";ext=1", b" "]))
     def test_chunks_arrive_whole_however_they_are_cut(self, payloads: list[bytes], cuts: list[int], ext: bytes) -> None:
         chunks = [b"%X%b\r\n%b\r\n" % (len(payload), ext, payload) for payload in payloads]
-        body = _Body()
+        body = ResponseBody()
         assert feed(body, cut(CHUNKED + b"".join(chunks) + b"0\r\n\r\n", cuts)) == b"".join(payloads)
         assert (body.status, body.is_complete) == (200, True)
 
     @given(st.binary(max_size=600), CUTS)
     def test_a_body_with_a_length_is_complete_at_its_end(self, payload: bytes, cuts: list[int]) -> None:
         head = b"HTTP/1.1 400 Bad Request\r\ncontent-LENGTH: %d\r\n\r\n" % len(payload)
-        body = _Body()
+        body = ResponseBody()
         assert feed(body, cut(head + payload, cuts)) == payload
         assert (body.status, body.is_complete) == (400, True)
-        truncated = _Body()
+        truncated = ResponseBody()
         feed(truncated, cut((head + payload)[:-1], cuts))
         assert not truncated.is_complete
 
     @given(st.binary(max_size=600), CUTS)
     def test_a_body_without_a_length_goes_on_until_the_connection_ends(self, payload: bytes, cuts: list[int]) -> None:
-        body = _Body()
+        body = ResponseBody()
         assert feed(body, cut(b"HTTP/1.0 502 Bad Gateway\r\n\r\n" + payload, cuts)) == payload
         assert (body.status, body.is_complete) == (502, False)
 
     @given(CUTS)
     def test_what_follows_the_last_chunk_is_left_out(self, cuts: list[int]) -> None:
-        body = _Body()
+        body = ResponseBody()
         assert feed(body, cut(CHUNKED + chunk(b"a") + b"0\r\nExpires: never\r\n\r\nHTTP/1.1 500", cuts)) == b"a"
         assert body.is_complete
 
     @pytest.mark.parametrize(
         "framing",
-        [b"-6\r\n", b"zz\r\n", b"\r\n", b"+\r\n", b"ffffffffffff\r\n", b"1" * (LINE_LIMIT_BYTES + 20_000)],
+        [b"-6\r\n", b"zz\r\n", b"\r\n", b"+\r\n", b"ffffffffffff\r\n", b"1" * (2 * CHUNK_LIMIT_BYTES + 20_000)],
         ids=["negative", "no number", "empty", "sign", "huge", "endless"],
     )
     def test_broken_chunks_are_the_engines_failure(self, framing: bytes) -> None:
         with pytest.raises(EngineFailed):
-            _Body().feed(CHUNKED + framing)
+            ResponseBody().feed(CHUNKED + framing)
 
     @pytest.mark.parametrize(
         "head",
@@ -111,16 +114,20 @@ class TestBody:
     )
     def test_what_is_no_http_is_the_engines_failure(self, head: bytes) -> None:
         with pytest.raises(EngineFailed):
-            _Body().feed(head)
+            ResponseBody().feed(head)
 
 
-def an_engine(**timeouts_s: float) -> Engine:
-    return Engine(11434, "smollm2:135m", LoadOptions(512, 1, 128), "5m", **timeouts_s)
+def an_engine(patience: Patience) -> Engine:
+    return Engine(11434, "smollm2:135m", LoadOptions(512, 1, 128), "5m", patience)
 
 
 @pytest.fixture
 def engine() -> Engine:
-    return an_engine(first_token_timeout_s=0.01, stall_timeout_s=0.01)
+    return an_engine(Patience(first_token_s=0.01, stall_s=0.01))
+
+
+def meaning(status: int, body: bytes) -> ApplianceError:
+    return error_of(status, body, "smollm2:135m", 512)
 
 
 class Peer:
@@ -128,7 +135,7 @@ class Peer:
 
     def __init__(self, engine: Engine) -> None:
         ours, self.socket = socket.socketpair()
-        self.stream = RecordStream(engine, ours, b"{}")
+        self.stream = RecordStream(ours, engine.port, b"{}", engine.patience, meaning)
 
     def says(self, data: bytes) -> None:
         self.socket.sendall(data)
@@ -155,7 +162,7 @@ class TestRecordStream:
     @given(cuts=CUTS)
     def test_records_arrive_whole_however_they_are_cut(self, cuts: list[int]) -> None:
         records: list[Record] = []
-        with closing(Peer(an_engine())) as peer:
+        with closing(Peer(an_engine(Patience()))) as peer:
             for piece in cut(CHUNKED + chunk(TOKEN) + chunk(TOKEN + DONE) + b"0\r\n\r\n", cuts):
                 records += peer.stream._parse(piece)
             assert peer.stream.is_ended
@@ -233,7 +240,7 @@ class TestRecordStream:
 
 class TestErrorOf:
     def error(self, engine: Engine, status: int, body: bytes) -> ApplianceError:
-        return _error_of(engine, status, body)
+        return meaning(status, body)
 
     @pytest.mark.parametrize(
         "body",
