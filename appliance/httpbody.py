@@ -10,7 +10,7 @@ CHUNK_LIMIT_BYTES = 1024 * 1024
 
 
 class ResponseBody:
-    """Takes a response as it arrives: chunked, of a length, or until its end. `status` is None until the head is whole."""
+    """Takes a response as it arrives: chunked, of a length, or until its end; `status` comes with the whole head."""
 
     def __init__(self) -> None:
         self.status: int | None = None

@@ -142,6 +142,9 @@ class RecordStream:
             raise self._ended_early(error) from error
         if not data:
             raise self._ended_early(None)
+        return self._parse(data)
+
+    def _parse(self, data: bytes) -> list[Record]:
         payload = self._body.feed(data)
         if self._body.status is None:
             return []
