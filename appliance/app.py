@@ -32,7 +32,7 @@ def create_app(
 ) -> falcon.App[falcon.Request, falcon.Response]:
     """The WSGI application over its collaborators; it reads no environment and starts nothing."""
     metrics = Metrics(admission, residency)
-    rules: list[Any] = [ReleaseAbandoned(), NameRequest(), RequireApiKey(keys)]
+    rules: list[Any] = [ReleaseAbandoned(), StampResponse(), RequireApiKey(keys)]
     app = falcon.App(middleware=rules)
     app.add_error_handler(Exception, report_bug)
     app.add_error_handler(falcon.HTTPError, render_http_error)
@@ -49,14 +49,17 @@ def create_app(
     return app
 
 
-class NameRequest:
-    """Gives every request an id, the client's own if it sent a sane one, and every response that id."""
+class StampResponse:
+    """Gives every response the request's id, the client's own if it sent a sane one, and keeps proxies from holding or
+    changing what is on its way."""
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         given = req.get_header("X-Request-ID")
         is_sane = given is not None and SANE_REQUEST_ID.fullmatch(given) is not None
         req.context.request_id = given if is_sane else uuid4().hex
         resp.set_header("X-Request-ID", req.context.request_id)
+        resp.set_header("Cache-Control", "no-cache, no-transform")
+        resp.set_header("X-Accel-Buffering", "no")
 
 
 class ReleaseAbandoned:

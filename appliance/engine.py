@@ -29,6 +29,7 @@ from appliance.protocol import (
 from appliance.recordstream import Patience, RecordStream
 
 ANSWER_LIMIT_BYTES = 1024 * 1024
+ANSWER_TIMEOUT_S = 5.0  # what it holds, it says at once, but on a busy Pi not in milliseconds
 
 
 class Engine:
@@ -127,7 +128,7 @@ class Engine:
         return connection
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=self.patience.connect_s)
+        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=ANSWER_TIMEOUT_S)
         try:
             headers = {"Content-Type": "application/json"} if body else {}
             connection.request(method, path, encode(body) if body else None, headers)

@@ -50,8 +50,6 @@ def begin(req: falcon.Request, resp: falcon.Response, chunks: Generator[bytes, N
     """Make the response a stream of `chunks`, a generator. Raises: what the first of them raises."""
     resp.stream = req.context.stream = PrimedStream(chunks)
     resp.content_type = "text/event-stream"
-    resp.set_header("Cache-Control", "no-cache, no-transform")
-    resp.set_header("X-Accel-Buffering", "no")
 
 
 def frames(events: Generator[E, None, None], frame_of: Callable[[E], bytes]) -> Generator[bytes, None, None]:
