@@ -20,7 +20,7 @@ PIPELINED = b"GET /live HTTP/1.1\r\nHost: node\r\n\r\n"
 
 departures = pytest.mark.parametrize("departure", [Exchange.leave, Exchange.reset, Exchange.half_close])
 streams = pytest.mark.parametrize("stream", [True, False])
-trailing = pytest.mark.parametrize("trailing", [b"", PIPELINED], ids=["plain", "pipelined"])
+trailing = pytest.mark.parametrize("trailing", ["", "in one piece", "later"])
 
 
 def last_seen(engine: FakeHandle) -> dict[str, Any]:
@@ -36,6 +36,17 @@ def wait_until_generating(engine: FakeHandle, tokens: int = 0) -> None:
     wait_until(is_generating, "the engine generates")
 
 
+def send(node: Node, trailing: str, **fields: Any) -> Exchange:
+    """A generation, with a pipelined request behind it: in the server's buffer already, or in the socket."""
+    return node.generate(trailing=PIPELINED if trailing == "in one piece" else b"", **fields)
+
+
+def send_later(node: Node, exchange: Exchange, trailing: str) -> None:
+    if trailing == "later":
+        exchange.send(PIPELINED)
+        node.health()  # whoever watches the socket has seen them now
+
+
 def wait_until_stopped(engine: FakeHandle) -> None:
     wait_until(lambda: last_seen(engine)["ended"] == "client_gone", "the engine was told to stop")
 
@@ -44,11 +55,12 @@ def wait_until_stopped(engine: FakeHandle) -> None:
 @streams
 @trailing
 def test_in_a_silent_prefill_it_stops_the_engine(
-    node: Node, engine: FakeHandle, departure: Any, stream: bool, trailing: bytes
+    node: Node, engine: FakeHandle, departure: Any, stream: bool, trailing: str
 ) -> None:
     engine.turn(fault="hang_first")
-    exchange = node.generate(stream=stream, trailing=trailing)
+    exchange = send(node, trailing, stream=stream)
     wait_until_generating(engine)
+    send_later(node, exchange, trailing)
     departure(exchange)
     wait_until_stopped(engine)
     node.wait_until_idle()
@@ -71,11 +83,12 @@ def test_in_a_silence_between_tokens_it_stops_the_engine(
 @departures
 @trailing
 def test_in_the_flow_of_tokens_it_stops_the_engine(
-    node: Node, engine: FakeHandle, departure: Any, trailing: bytes
+    node: Node, engine: FakeHandle, departure: Any, trailing: str
 ) -> None:
     engine.turn(tokens_per_s=50)
-    exchange = node.generate(max_tokens=2048, trailing=trailing)
+    exchange = send(node, trailing, max_tokens=2048)
     exchange.next("token")
+    send_later(node, exchange, trailing)
     departure(exchange)
     wait_until_stopped(engine)
     node.wait_until_idle()
@@ -85,13 +98,14 @@ def test_in_the_flow_of_tokens_it_stops_the_engine(
 @streams
 @trailing
 def test_in_the_line_it_frees_the_place(
-    node: Node, engine: FakeHandle, departure: Any, stream: bool, trailing: bytes
+    node: Node, engine: FakeHandle, departure: Any, stream: bool, trailing: str
 ) -> None:
     engine.turn(fault="hang_first", faults=1)
     node.generate()
     wait_until_generating(engine)
-    waiting = node.generate(stream=stream, trailing=trailing)
+    waiting = send(node, trailing, stream=stream)
     node.wait_until_busy(running=1, waiting=1)
+    send_later(node, waiting, trailing)
     departure(waiting)
     node.wait_until_busy(running=1, waiting=0)
     assert engine.seen()["generations"] == 1
@@ -118,10 +132,14 @@ def test_while_the_model_loads_the_load_goes_on(node: Node, engine: FakeHandle) 
     assert (engine.seen()["generations"], engine.seen()["loads"]) == (1, 1)
 
 
-def test_a_pipelined_request_is_answered_after_the_stream(node: Node, engine: FakeHandle) -> None:
+@pytest.mark.parametrize("trailing", ["in one piece", "later"])
+def test_a_pipelined_request_is_answered_after_the_stream(node: Node, engine: FakeHandle, trailing: str) -> None:
     engine.turn(tokens_per_s=20)
-    exchange = node.generate(max_tokens=4, trailing=PIPELINED)
-    assert [event.name for event in exchange.events()] == ["token"] * 4 + ["done"]
+    exchange = send(node, trailing, max_tokens=8)
+    events = exchange.events()
+    first = next(events)
+    send_later(node, exchange, trailing)
+    assert [event.name for event in (first, *events)] == ["token"] * 8 + ["done"]
     assert exchange.following().json() == {"status": "alive"}
 
 
