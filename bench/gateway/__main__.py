@@ -16,7 +16,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from bench.gateway.subjects import (
 from bench.gateway.targets import verdicts
 
 QUESTIONS = ("ttft", "delay", "speed", "plain", "leave", "burst", "ready", "memory")
+# One after the other, each of all subjects: what is compared lies seconds apart. 4 streams, a Pi's case, twice.
+PARTS = {"delay": ("delay 1", "delay 4", "delay 50", "delay 4"), "leave": ("leave stream", "leave prefill")}
 NAMES = ("engine", "floor", "appliance")
 FORMAT = 1
 
@@ -74,32 +76,32 @@ def measure(questions: Sequence[str], rounds: int, sizes: Sizes) -> Measures:
                 wide = stack.enter_context(running_appliance(engine, 1000))
                 floor = stack.enter_context(running_floor(engine))
                 subjects = [engine_subject(engine), floor, node]
+                steps = [part for question in running for part in PARTS.get(question, (question,))]
                 for number in range(rounds):
-                    for question in running:
-                        progress(f"round {number + 1} of {rounds}: {question}")
-                        for subject in turned(subjects, number):
-                            if question == "burst" and number and not has_limits(subject):
+                    for at, step in enumerate(steps):
+                        progress(f"round {number + 1} of {rounds}: {step}")
+                        for subject in turned(subjects, number + at):
+                            if step == "burst" and number and not has_limits(subject):
                                 continue
-                            ask(bench, question, subject, wide if subject is node else subject)
+                            ask(bench, step, subject, wide if subject is node else subject)
     progress("")
     return bench.measures
 
 
-def ask(bench: Bench, question: str, subject: Subject, wide: Subject) -> None:
-    """One question of one subject; `wide` has slots for any number of streams."""
-    if question == "delay":
-        bench.delay(subject, 1)
-        bench.delay(subject, 4)
-        bench.delay(wide, 50)
-    elif question == "speed":
-        bench.full_speed(wide)
-    elif question == "leave":
-        bench.leave_stream(subject)
-        bench.leave_prefill(subject)
-    elif question == "burst":
-        bench.burst(subject)
-    else:
-        {"ttft": bench.ttft, "plain": bench.plain}[question](subject)
+def ask(bench: Bench, step: str, subject: Subject, wide: Subject) -> None:
+    """One step of one subject; `wide` has slots for any number of streams."""
+    steps: dict[str, Callable[[], None]] = {
+        "ttft": lambda: bench.ttft(subject),
+        "delay 1": lambda: bench.delay(subject, 1),
+        "delay 4": lambda: bench.delay(subject, 4),
+        "delay 50": lambda: bench.delay(wide, 50),
+        "speed": lambda: bench.full_speed(wide),
+        "plain": lambda: bench.plain(subject),
+        "leave stream": lambda: bench.leave_stream(subject),
+        "leave prefill": lambda: bench.leave_prefill(subject),
+        "burst": lambda: bench.burst(subject),
+    }
+    steps[step]()
 
 
 def has_limits(subject: Subject) -> bool:

@@ -28,7 +28,7 @@ class Sizes:
     """How much load a round takes. Seconds are of one subject."""
 
     requests: int = 40
-    stream_s: float = 5.0
+    stream_s: float = 4.0
     crowd_s: float = 3.0
     full_speed_tokens: int = 1500
     plain_s: float = 1.5
@@ -39,7 +39,7 @@ class Sizes:
 
 QUICK = Sizes(
     requests=15,
-    stream_s=1.5,
+    stream_s=1.2,
     crowd_s=1.0,
     full_speed_tokens=600,
     plain_s=0.5,
