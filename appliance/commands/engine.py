@@ -79,6 +79,7 @@ def command(
     max_queue: int,
     fetch_only: bool,
 ) -> None:
+    llama.use_one_arena()
     try:
         llama.library()
         name, path = model or (weights.NAME, weights.ensure())
