@@ -38,14 +38,14 @@ class Sizes:
 
 
 QUICK = Sizes(
-    requests=15,
+    requests=12,
     stream_s=1.2,
-    crowd_s=1.0,
+    crowd_s=0.8,
     full_speed_tokens=600,
     plain_s=0.5,
     leavings=3,
-    silence_s=0.5,
-    slow_tokens=4,
+    silence_s=0.3,
+    slow_tokens=3,
 )
 
 
