@@ -71,7 +71,9 @@ class Ticket:
 
     @property
     def eta_s(self) -> float | None:
-        """Estimated seconds until this request gets its slot; None while nothing has been measured."""
+        """Estimated seconds until this request gets its slot; 0 when it has it, None while nothing was measured."""
+        if self.state is not State.WAITING:
+            return 0.0
         return self._admission.estimate_wait_s(ahead=self.position - 1)
 
 

@@ -16,16 +16,13 @@ import os
 import runpy
 import signal
 import socket
-import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import gevent
 from gunicorn import util
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
-from gunicorn.systemd import sd_notify
 
 from appliance import one_worker
 from appliance.config import Config
@@ -116,39 +113,3 @@ def refuse_in_json(client: socket.socket, status: int, reason: str, detail: str)
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     util.write_nonblock(client, head.encode() + body)
-
-
-def notify_systemd(state: str) -> None:
-    """Tell systemd (READY=1, STATUS=…, WATCHDOG=1), where it asked to be told."""
-    sd_notify(state, log)  # type: ignore[arg-type]  # any logger does
-
-
-def log_to_stderr(level: str) -> None:
-    """One line an event; the journal adds its own time, a terminal gets one."""
-    under_journal = "JOURNAL_STREAM" in os.environ
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s" if under_journal else "%(asctime)s %(levelname)s %(message)s"))
-    log.handlers = [handler]
-    log.setLevel(level.upper())
-    log.propagate = False
-    logging.getLogger("gunicorn.error").addFilter(Departures())
-
-
-class Departures(logging.Filter):
-    """Keeps out of the log what clients do: one that stopped reading, and whose connection timed out, is no error."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], TimeoutError))
-
-
-def spawn_watchdog() -> None:
-    """Pet systemd's watchdog from the hub, so that a hanging hub is noticed (WatchdogSec=)."""
-    every_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6 / 2
-
-    def pet() -> None:
-        while True:
-            notify_systemd("WATCHDOG=1")
-            gevent.sleep(every_s)
-
-    if every_s:
-        gevent.spawn(pet)

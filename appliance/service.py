@@ -10,16 +10,17 @@ from pathlib import Path
 
 import gevent
 
+from appliance import systemd
 from appliance.admission import Admission
 from appliance.app import create_app
 from appliance.config import Config
 from appliance.engine import Engine
 from appliance.keyring import KeyRing
 from appliance.keys import KeyStore
+from appliance.logs import log_to_stderr
 from appliance.protocol import LoadOptions
 from appliance.recordstream import Patience
 from appliance.residency import Residency
-from appliance.server import log_to_stderr, notify_systemd, spawn_watchdog
 
 POLL_S = 0.05
 CLOSING_S = 1.0  # for the last events of generations that are cut off
@@ -48,7 +49,7 @@ class Service:
             self._engine,
             config.keep_alive_s,
             warm_up=config.ollama_warmup,
-            on_stage=lambda stage: notify_systemd(f"STATUS={stage}"),
+            on_stage=lambda stage: systemd.notify(f"STATUS={stage}"),
             on_ready=self._say_ready,
         )
         self.app = create_app(config, self._keys, self._admission, self._engine, self._residency)
@@ -61,21 +62,21 @@ class Service:
         log.info("Listening on http://%s:%s", self._config.host, self._config.port)
         if self._config.key_issuance == "open":
             log.warning("KEY_ISSUANCE=open: everybody who reaches this port can make a key")
-        spawn_watchdog()
+        systemd.spawn_watchdog()
         self._residency.start()
 
     def _say_ready(self) -> None:
-        notify_systemd(f"READY=1\nSTATUS=serving {self._engine.model}")
+        systemd.notify(f"READY=1\nSTATUS=serving {self._engine.model}")
 
     def _drain(self) -> None:
         log.info("Draining: %d running, %d waiting", self._admission.running, self._admission.waiting)
         self._admission.drain()
-        notify_systemd("STATUS=draining")
+        systemd.notify("STATUS=draining")
 
     def _resume(self) -> None:
         log.info("Taking generations again")
         self._admission.resume()
-        notify_systemd("STATUS=serving")
+        systemd.notify("STATUS=serving")
 
     def _stop(self) -> None:
         """Drain, wait for what runs, cut off what is left, end the worker.
@@ -83,7 +84,7 @@ class Service:
         Ends by SystemExit, which gevent raises in the worker's main greenlet, as gunicorn's own SIGQUIT does: its
         graceful way would look once a second, wait for idle keep-alive connections too, and overrun DRAIN_S.
         """
-        notify_systemd("STOPPING=1")
+        systemd.notify("STOPPING=1")
         self._drain()
         self._wait_until_idle(self._config.drain_s - CLOSING_S)
         self._admission.cut_off_running()
