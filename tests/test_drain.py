@@ -201,14 +201,18 @@ def test_sigterm_ends_an_endless_generation_with_an_error_event(own_node: Node, 
     wait_until(lambda: engine.seen()["running"] == 0, "the engine was told to stop")
 
 
-def test_sigterm_ends_a_load_that_a_request_waits_for(own_node: Node, engine: FakeHandle) -> None:
-    engine.turn(loaded=False, load_s=30)
-    own_node.wait_until_unloaded()
-    running = own_node.generate()
-    own_node.wait_until_busy(running=1)
-    own_node.terminate()
-    assert list(running.events())[-1].data["error"] == "not_ready"
-    assert own_node.wait_for_exit() == 0
+@pytest.mark.parametrize("ping_s", [0.2, 60])
+def test_sigterm_ends_a_load_that_a_request_waits_for(engine: FakeHandle, tmp_path: Path, ping_s: float) -> None:
+    settings = {**SETTINGS, "DRAIN_S": 2, "SSE_PING_S": ping_s}
+    with running_node(tmp_path, OLLAMA_PORT=engine.port, **settings) as own_node:
+        engine.turn(loaded=False, load_s=30)
+        own_node.wait_until_unloaded()
+        running = own_node.generate()
+        own_node.wait_until_busy(running=1)
+        own_node.terminate()
+        told = list(running.events())[-1].data if ping_s < 1 else running.json()
+        assert told["error"] == "not_ready"
+        assert own_node.wait_for_exit() == 0
 
 
 def test_a_second_sigterm_does_not_wait(own_node: Node, engine: FakeHandle, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from bench.fake_handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 
-SETTINGS = {"MAX_CONCURRENT_REQUESTS": 4, "MAX_QUEUE_SIZE": 8}
+SETTINGS = {"MAX_CONCURRENT_REQUESTS": 4, "MAX_QUEUE_SIZE": 8, "SSE_PING_S": 60}
 
 
 def fill_slots(node: Node, engine: FakeHandle) -> None:
@@ -72,11 +72,19 @@ def test_a_deadline_that_is_none_is_named(node: Node, given: str) -> None:
     assert (refused.status, refused.json()["field"]) == (422, "X-Request-Timeout-S")
 
 
-def test_the_deadline_ends_a_generation_that_has_not_begun(node: Node, engine: FakeHandle) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_deadline_ends_a_generation_that_has_not_begun(node: Node, engine: FakeHandle, stream: bool) -> None:
     engine.turn(fault="hang_first", faults=1)
-    exchange = node.generate(headers={"X-Request-Timeout-S": "0.7"})
-    assert exchange.next("error").data["error"] == "generation_timeout"
+    exchange = node.generate(stream=stream, headers={"X-Request-Timeout-S": "0.5"})
+    assert (exchange.status, exchange.json()["error"]) == (504, "generation_timeout")
     node.wait_until_idle()
+
+
+def test_the_deadline_ends_a_generation_that_hangs(node: Node, engine: FakeHandle) -> None:
+    engine.turn(fault="hang", after=1, faults=1)
+    events = list(node.generate(headers={"X-Request-Timeout-S": "0.5"}).events())
+    assert [event.name for event in events] == ["token", "error"]
+    assert events[-1].data["error"] == "generation_timeout"
 
 
 def test_the_deadline_ends_a_generation_that_runs(node: Node, engine: FakeHandle) -> None:
@@ -87,9 +95,3 @@ def test_the_deadline_ends_a_generation_that_runs(node: Node, engine: FakeHandle
     assert events[-1].data["error"] == "generation_timeout"
     node.wait_until_idle()
     assert engine.seen()["requests"][-1]["ended"] == "client_gone"
-
-
-def test_the_deadline_of_an_answer_that_is_no_stream_is_a_504(node: Node, engine: FakeHandle) -> None:
-    engine.turn(fault="hang_first", faults=1)
-    exchange = node.generate(stream=False, headers={"X-Request-Timeout-S": "0.5"})
-    assert (exchange.status, exchange.json()["error"]) == (504, "generation_timeout")
