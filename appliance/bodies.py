@@ -54,10 +54,11 @@ def parse(raw: bytes, kind: type[T]) -> T:
             if field.required:
                 raise _wrong(name, "nothing", describe(field.type), "is missing")
             continue
+        given, fields[name] = fields[name], _whole(fields[name])
         try:
             msgspec.convert(fields[name], field.type)
         except msgspec.ValidationError as error:
-            raise _wrong(name, _given(fields[name]), describe(field.type)) from error
+            raise _wrong(name, _given(given), describe(field.type)) from error
         _refuse_unspeakable(name, fields[name])
     return msgspec.convert(fields, kind)
 
@@ -100,6 +101,13 @@ def _decode(raw: bytes) -> Any:
             raise _wrong(name, str(value), "a finite number")
         _refuse_unspeakable(name, value)
     raise malformed
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number and its schemas call 48.0 an integer; msgspec would not."""
+    if isinstance(value, list):
+        return [_whole(item) for item in value] if all(isinstance(item, int | float) for item in value) else value
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def _refuse_unspeakable(name: str, value: Any) -> None:

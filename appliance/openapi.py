@@ -11,7 +11,7 @@ from appliance import __version__
 from appliance.benchmark import BenchmarkRequest
 from appliance.benchmark_report import BenchmarkAnswer
 from appliance.generate import DEADLINE_HEADER, DEADLINE_LIMIT_S, GenerateAnswer, GenerateRequest
-from appliance.issue_key import KeyRequest
+from appliance.issue_key import KeyAnswer, KeyRequest
 
 REF = "#/components/schemas/{name}"
 JSON = "application/json"
@@ -95,10 +95,12 @@ BODY_ERRORS = ("400", "408", "413", "415", "422")
 
 
 def _schemas() -> tuple[dict[str, Any], dict[str, Any]]:
-    kinds = [GenerateRequest, GenerateAnswer, BenchmarkRequest, BenchmarkAnswer, KeyRequest]
+    kinds = [GenerateRequest, GenerateAnswer, BenchmarkRequest, BenchmarkAnswer, KeyRequest, KeyAnswer]
     refs, schemas = msgspec.json.schema_components(kinds, ref_template=REF)
     for kind in (GenerateRequest, BenchmarkRequest, KeyRequest):
         schemas[kind.__name__]["additionalProperties"] = False
+    for name in ("context_sizes", "threads", "batch_sizes"):
+        _array_of(schemas["BenchmarkRequest"]["properties"][name])["uniqueItems"] = True
     text = {"type": "string"}
     count = {"type": "integer", "minimum": 0}
     schemas |= {
@@ -112,14 +114,40 @@ def _schemas() -> tuple[dict[str, Any], dict[str, Any]]:
         ),
         "Status": _object(status=text),
         "NotReady": _object(status=text, reason=text),
-        "Error": _object(error=text, detail=text),
-        "IssuedKey": _object(api_key=text, owner=text, created_at={"type": "integer", "description": "Unix seconds."}),
+        "Error": _error(),
     }
     return {kind.__name__: ref for kind, ref in zip(kinds, refs, strict=True)}, schemas
 
 
 def _object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _array_of(optional: dict[str, Any]) -> dict[str, Any]:
+    """The list's schema in one that also allows null."""
+    return next(kind for kind in optional["anyOf"] if kind["type"] == "array")
+
+
+def _event(*names: str) -> dict[str, Any]:
+    """One event of a stream: OpenAPI 3.1 has no word for a sequence, so tools take the schema for each event's."""
+    data = {"type": "string", "contentMediaType": JSON, "description": "A JSON object; of `error`, an Error."}
+    event = _object(event={"enum": list(names)}, data=data)
+    return event | {"description": "One event; comments (`: ping`) come between while the stream is silent."}
+
+
+def _error() -> dict[str, Any]:
+    text = {"type": "string"}
+    error = _object(
+        error={"type": "string", "description": "A code for programs, such as `queue_full`."},
+        detail={"type": "string", "description": "What is wrong and what to do, in a sentence."},
+    )
+    error["properties"] |= {
+        "field": {"type": "string", "description": "The one that is wrong."},
+        "given": text,
+        "allowed": {"type": ["string", "array"], "items": text},
+        "retry_after_s": {"type": "integer", "minimum": 1},
+    }
+    return error
 
 
 def _get(summary: str, responses: dict[str, Any], security: list[dict[str, list[str]]] | None = None) -> dict[str, Any]:
@@ -132,12 +160,7 @@ def _generate(body: dict[str, Any]) -> dict[str, Any]:
             "description": "The answer: events as it is made, or one object with `stream: false`.",
             "content": {
                 JSON: {"schema": {"$ref": REF.format(name="GenerateAnswer")}},
-                SSE: {
-                    "schema": {
-                        "type": "string",
-                        "description": "Events `queued`, `token`, `done`, `error`; comments while silent.",
-                    }
-                },
+                SSE: {"schema": _event("queued", "token", "done", "error")},
             },
         }
     }
@@ -156,8 +179,8 @@ def _benchmark(body: dict[str, Any]) -> dict[str, Any]:
         "200": {
             "description": "What was measured and what is recommended; as events with `Accept: text/event-stream`.",
             "content": {
-                JSON: {"schema": {"type": "object", "required": ["model", "runs", "profiles", "recommended"]}},
-                SSE: {"schema": {"type": "string", "description": "Events `progress`, `result`, `error`."}},
+                JSON: {"schema": {"$ref": REF.format(name="BenchmarkAnswer")}},
+                SSE: {"schema": _event("queued", "progress", "result", "error")},
             },
         }
     }
@@ -165,7 +188,7 @@ def _benchmark(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _issue_key(body: dict[str, Any]) -> dict[str, Any]:
-    answer = {"200": _json("IssuedKey")}
+    answer = {"200": _json("KeyAnswer")}
     errors = _errors("403", *BODY_ERRORS, "429", "503", "507")
     return _post("Make an API key, as KEY_ISSUANCE allows.", body, answer | errors, security=[])
 

@@ -20,6 +20,7 @@ class Order(msgspec.Struct, kw_only=True):
     count: Annotated[int, Meta(ge=1, le=9)] | None = None
     share: Annotated[float, Meta(ge=0, le=1)] = 0.5
     tags: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=2)] = []
+    sizes: list[int] = []
     is_urgent: bool = False
 
 
@@ -42,6 +43,12 @@ def test_of_two_fields_of_one_name_the_last_counts() -> None:
     assert parse(b'{"text": 5, "text": "x"}', Order).text == "x"
 
 
+@pytest.mark.parametrize("nine", ["9", "9.0", "9e0", "0.9e1"])
+def test_a_whole_number_may_be_written_in_any_way_that_json_has(nine: str) -> None:
+    order = parse(b'{"text": "x", "count": %b, "sizes": [%b]}' % (nine.encode(), nine.encode()), Order)
+    assert (order.count, order.sizes) == (9, [9])
+
+
 @pytest.mark.parametrize(
     ("raw", "field", "detail"),
     [
@@ -50,7 +57,7 @@ def test_of_two_fields_of_one_name_the_last_counts() -> None:
         ('{"text": null}', "text", "text: got null; expected a string of 1 to 20 characters."),
         ('{"text": "x", "count": 0}', "count", "count: got 0; expected a whole number from 1 to 9 or null."),
         ('{"text": "x", "count": true}', "count", "count: got true; expected a whole number from 1 to 9 or null."),
-        ('{"text": "x", "count": 9.0}', "count", "count: got 9.0; expected a whole number from 1 to 9 or null."),
+        ('{"text": "x", "count": 10.0}', "count", "count: got 10.0; expected a whole number from 1 to 9 or null."),
         ('{"text": "x", "count": 1.5}', "count", "count: got 1.5; expected a whole number from 1 to 9 or null."),
         ('{"text": "x", "count": "1"}', "count", 'count: got "1"; expected a whole number from 1 to 9 or null.'),
         ('{"text": "x", "share": 1e400}', "share", "share: got inf; expected a finite number."),
@@ -63,7 +70,7 @@ def test_of_two_fields_of_one_name_the_last_counts() -> None:
         ('{"text": "a\\u0000b"}', "text", "text: got text with a NUL character; expected text without NUL."),
         ('{"text":"x","tags":["\\u0000"]}', "tags", "tags: got text with a NUL character; expected text without NUL."),
         ('{"text": "\\ud83d"}', "text", "text: got text with a lone surrogate; expected valid Unicode."),
-        ('{"": 1}', '""', '"": no such field; known fields: text, count, share, tags, is_urgent.'),
+        ('{"": 1}', '""', '"": no such field; known fields: text, count, share, tags, sizes, is_urgent.'),
         ('{"a\\ud800": NaN}', "a?", "a?: got nan; expected a finite number."),
         ('{"text": "x", "texd": 1}', "texd", "texd: no such field; did you mean text?"),
         ('[{"text": "x"}]', "body", 'body: expected a JSON object, got [{"text": "x"}].'),
@@ -77,7 +84,7 @@ def test_it_names_the_field_and_what_is_allowed(raw: str, field: str, detail: st
 
 def test_a_name_like_none_of_ours_is_answered_with_all_of_them() -> None:
     error = refusal(b'{"zzz": 1}')
-    assert error.detail == "zzz: no such field; known fields: text, count, share, tags, is_urgent."
+    assert error.detail == "zzz: no such field; known fields: text, count, share, tags, sizes, is_urgent."
 
 
 def test_long_text_is_told_by_its_length() -> None:
