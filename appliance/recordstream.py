@@ -97,7 +97,9 @@ class RecordStream:
         now = time.monotonic()
         silent_at = now + timeout_s
         while not self._body.is_complete:
-            if self._is_readable(max(LEAST_TIMEOUT_S, min(silent_at, self._stalled_at) - now)):
+            is_readable = self._is_readable(max(LEAST_TIMEOUT_S, min(silent_at, self._stalled_at) - now))
+            # While a slow client was served the engine's time may have run out, with its records long here.
+            if is_readable or time.monotonic() >= self._stalled_at:
                 records = self._read()
                 if records:
                     return records

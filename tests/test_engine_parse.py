@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
 from threading import Timer
+from time import sleep
 
 import msgspec
 import pytest
@@ -210,6 +211,11 @@ class TestRecordStream:
         peer.stream.receive(timeout_s=1)
         with pytest.raises(EngineStalled, match="ENGINE_STALL_TIMEOUT_S"):
             peer.stream.receive(timeout_s=60)
+
+    def test_what_came_while_a_slow_client_was_served_is_no_silence(self, peer: Peer) -> None:
+        peer.says(CHUNKED + chunk(TOKEN))
+        sleep(0.05)  # longer than the engine may be silent, and the event loop has not looked meanwhile
+        assert len(peer.stream.receive(timeout_s=1)) == 1
 
     def test_closing_early_counts_what_nobody_read(self, peer: Peer) -> None:
         peer.says(CHUNKED + chunk(TOKEN) * 3)
