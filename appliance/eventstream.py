@@ -5,6 +5,7 @@ Knows no resource: what the events are, and their bytes, is told by who streams 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ from appliance import sse
 from appliance.errors import ApplianceError, ClientGone
 
 E = TypeVar("E")
+
+log = logging.getLogger("appliance")
 
 
 class Silence:
@@ -67,5 +70,10 @@ def frames(events: Generator[E, None, None], frame_of: Callable[[E], bytes]) -> 
         if not has_begun:
             raise
         yield sse.event("error", error.as_dict())
+    except Exception:
+        if not has_begun:
+            raise
+        log.exception("A stream broke off")
+        yield sse.event("error", ApplianceError("Something went wrong here; the node's log has it.").as_dict())
     finally:
         events.close()

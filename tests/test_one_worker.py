@@ -75,3 +75,9 @@ def test_a_pid_file_left_by_a_power_cut_does_not_stop_the_start(engine: FakeHand
     with running_node(tmp_path, OLLAMA_PORT=engine.port) as node:
         assert pid_file.read_text().strip() == str(node.process.pid)
     assert not pid_file.exists()
+
+
+def test_a_pid_file_that_cannot_be_written_is_named_in_one_line(tmp_path: Path) -> None:
+    result = serve_in_vain(tmp_path, PORT=free_port(), PID_FILE="no/such/folder/pid")
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+    assert "PID_FILE: no/such/folder/pid" in result.stderr

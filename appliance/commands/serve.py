@@ -47,8 +47,10 @@ def command(profile: Path | None, workers: int) -> None:
 def _refuse_second_service(pid_path: Path) -> None:
     """Remove a pid file that a power cut left, which gunicorn might take for a running service.
 
-    Raises: click.ClickException when there is one.
+    Raises: click.ClickException when there is one, and when the file could not be written.
     """
+    if not os.access(pid_path.parent, os.W_OK):
+        raise click.ClickException(f"PID_FILE: {pid_path} cannot be written; choose a directory that can.")
     try:
         pid = int(pid_path.read_text())
     except (OSError, ValueError):
