@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 from harness import Node, names_of, wait_until
 
@@ -53,6 +56,17 @@ def test_an_engine_that_stops_and_comes_back_needs_no_restart(node: Node, engine
     wait_until(lambda: node.health()["status"] == "healthy", "/health is healthy again")
     node.wait_until_ready()
     assert node.worker_pid() == worker
+
+
+def test_an_engine_that_hangs_is_degraded_and_live_still_answers(node: Node, engine: FakeHandle) -> None:
+    os.kill(engine.pid, signal.SIGSTOP)
+    try:
+        wait_until_degraded(node)
+        assert node.get("/live").status == 200
+        assert node.ready().status == 503
+    finally:
+        os.kill(engine.pid, signal.SIGCONT)
+    wait_until(lambda: node.health()["status"] == "healthy", "/health is healthy again")
 
 
 def test_an_engine_that_restarted_empty_is_loaded_again_before_ready(node: Node, engine: FakeHandle) -> None:

@@ -89,6 +89,26 @@ def test_a_pull_that_fails_is_tried_again(engine: FakeHandle, tmp_path: Path) ->
         node.wait_until_ready()
 
 
+def test_sigterm_ends_a_start_that_pulls(engine: FakeHandle, tmp_path: Path) -> None:
+    engine.turn(present=False, pull_steps=1, pull_step_s=60)
+    with running_node(tmp_path, OLLAMA_PORT=engine.port, **STARTING) as node:
+        node.wait_until_live()
+        wait_until(lambda: "pulling model" in stage_of(node), "it pulls")
+        node.terminate()
+        assert node.wait_for_exit() == 0
+
+
+def test_a_pull_that_breaks_off_is_tried_again(engine: FakeHandle, tmp_path: Path) -> None:
+    engine.turn(present=False, pull_steps=100, pull_step_s=0.05)
+    with running_node(tmp_path, OLLAMA_PORT=engine.port, **STARTING) as node:
+        node.wait_until_live()
+        wait_until(lambda: "%" in stage_of(node), "it pulls")
+        engine.turn(pull_step_s=0)
+        engine.go_down(for_s=0.5)
+        node.wait_until_ready()
+        assert engine.seen()["pulls"] == 2
+
+
 def test_the_warm_up_uses_the_nodes_own_options(engine: FakeHandle, tmp_path: Path) -> None:
     engine.turn(loaded=False)
     with running_node(tmp_path, OLLAMA_PORT=engine.port, **{**STARTING, "is_awaited": True}) as node:
