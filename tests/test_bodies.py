@@ -110,7 +110,6 @@ def test_long_text_is_told_by_its_length() -> None:
         b'{"\\ud800": "x"}',
         b"[" * 100_000,
         b'{"text": ' * 20_000,
-        b"[" * 5000 + b"]" * 5000,
     ],
 )
 def test_what_is_no_json_is_malformed(raw: bytes) -> None:
@@ -124,7 +123,7 @@ def test_a_huge_number_is_refused(digits: int) -> None:
         parse(b'{"text": "x", "count": %b}' % (b"9" * digits), Order)
 
 
-@pytest.mark.parametrize("depth", [*range(1, 12), *range(500, 1100, 7)])
+@pytest.mark.parametrize("depth", [*range(1, 12), *range(500, 1100, 7), 5000])
 @pytest.mark.parametrize("template", ["%s", '{"text": %s}', '{"%s": 1}', '{"text": "x", "tags": [%s]}'])
 def test_depth_is_refused_and_breaks_nothing(depth: int, template: str) -> None:
     with pytest.raises((InvalidValue, MalformedBody)):
