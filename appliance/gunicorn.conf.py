@@ -39,3 +39,7 @@ loglevel = "warning"
 limit_request_line = 4094
 limit_request_fields = 64
 limit_request_field_size = 16384
+
+# gunicorn would believe a peer on loopback, a proxy perhaps, that hands on a client's SCRIPT_NAME, PATH_INFO or scheme.
+forwarded_allow_ips = ""
+forwarder_headers = ""

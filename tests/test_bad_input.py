@@ -298,6 +298,13 @@ class TestHeads:
         exchange = service.open(b"GET /live HTTP/1.1\r\nHost:")
         assert exchange._file.read() == b""
 
+    @pytest.mark.parametrize(
+        "line", ["SCRIPT_NAME: /x", "PATH_INFO: /live", "X-Forwarded-Proto: https\r\nX-Forwarded-Ssl: off"]
+    )
+    def test_no_header_changes_where_a_request_goes(self, node: Node, line: str) -> None:
+        exchange = node.open(request(node).replace(b"Host: node", b"Host: node\r\n" + line.encode(), 1))
+        assert "completion_tokens" in exchange.json()
+
     @pytest.mark.parametrize("given", ["a b", "x" * 129, "{}", "a;b", "é"])
     def test_an_odd_request_id_is_replaced(self, node: Node, given: str) -> None:
         exchange = node.open(request(node, X_Request_ID=given))
