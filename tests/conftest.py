@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 from harness import Node, running_node
+from hypothesis import HealthCheck, settings
 
 from bench.fake_handle import FakeHandle, running_fake_engine
 
 LOG_TAIL = 6000
+
+settings.register_profile("pi", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slowness is no failure
+settings.load_profile("pi")
 
 
 @pytest.fixture(scope="module")
