@@ -10,21 +10,18 @@ the worker, after the fork.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import runpy
 import signal
-import socket
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from gunicorn import util
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
-from appliance import one_worker
+from appliance import one_worker, wire
 from appliance.config import Config
 
 CONF = Path(__file__).with_name("gunicorn.conf.py")
@@ -70,7 +67,7 @@ class ApplianceServer(BaseApplication):
     def _after_fork(self, arbiter: Arbiter, worker: Any) -> None:
         if self._notify_socket:
             os.environ["NOTIFY_SOCKET"] = self._notify_socket
-        util.write_error = refuse_in_json  # type: ignore[assignment]  # called by position
+        wire.take_over()
 
 
 class OneWorkerArbiter(Arbiter):
@@ -99,17 +96,3 @@ class OneWorkerArbiter(Arbiter):
 
     def handle_hup(self) -> None:
         log.warning("SIGHUP changes nothing: settings are read at start; restart the service.")
-
-
-def refuse_in_json(client: socket.socket, status: int, reason: str, detail: str) -> None:
-    """What gunicorn refuses before the service sees it (a header that is none, too many of them), as our errors look.
-
-    Takes the place of gunicorn's own `util.write_error`, which sends HTML.
-    """
-    code = reason.lower().replace(" ", "_")
-    body = json.dumps({"error": code, "detail": detail or "The node could not read this request."}).encode()
-    head = (
-        f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    util.write_nonblock(client, head.encode() + body)

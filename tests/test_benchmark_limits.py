@@ -13,7 +13,6 @@ from appliance.admission import Admission
 from appliance.benchmark import Benchmark, BenchmarkRequest, Progress
 from appliance.benchmark_report import BenchmarkAnswer
 from appliance.config import Config
-from appliance.protocol import LoadedModel, LoadOptions, Message, Prompt, Record
 from appliance.errors import (
     ApplianceError,
     BenchmarkTimeout,
@@ -23,6 +22,7 @@ from appliance.errors import (
     NotReady,
 )
 from appliance.eventstream import Silence
+from appliance.protocol import LoadedModel, LoadOptions, Message, Prompt, Record
 
 OWN = LoadOptions(512, 4, 128)
 LAST = Record(done=True, eval_count=3, eval_duration=1_000_000_000, prompt_eval_count=9, prompt_eval_duration=10**9)
