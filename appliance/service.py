@@ -59,7 +59,7 @@ class Service:
         signal.signal(signal.SIGTERM, lambda *_: gevent.spawn(self._stop))
         signal.signal(signal.SIGUSR1, lambda *_: gevent.spawn(self._drain))
         signal.signal(signal.SIGUSR2, lambda *_: gevent.spawn(self._resume))
-        log.info("Listening on http://%s:%s", self._config.host, self._config.port)
+        log.info("Listening on http://%s", self._config.bind)
         if self._config.key_issuance == "open":
             log.warning("KEY_ISSUANCE=open: everybody who reaches this port can make a key")
         systemd.spawn_watchdog()
@@ -84,6 +84,7 @@ class Service:
         Ends by SystemExit, which gevent raises in the worker's main greenlet, as gunicorn's own SIGQUIT does: its
         graceful way would look once a second, wait for idle keep-alive connections too, and overrun DRAIN_S.
         """
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # too late to resume
         systemd.notify("STOPPING=1")
         self._drain()
         self._wait_until_idle(self._config.drain_s - CLOSING_S)
