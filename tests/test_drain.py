@@ -185,6 +185,18 @@ def test_after_sigterm_it_answers_that_it_drains(own_node: Node, engine: FakeHan
     running.leave()
 
 
+def test_after_sigterm_it_does_not_resume(own_node: Node, engine: FakeHandle) -> None:
+    engine.turn(tokens_per_s=10)
+    running = own_node.generate(max_tokens=15)
+    own_node.wait_until_busy(running=1)
+    own_node.terminate()
+    wait_until(lambda: own_node.ready().status == 503, "it drains")
+    os.kill(own_node.worker_pid(), signal.SIGUSR2)
+    own_node.health()  # the worker has had its turn
+    assert own_node.generate().json()["error"] == "not_ready"
+    assert running.next("done")
+
+
 @pytest.mark.parametrize("fault", ["hang_first", "hang"])
 def test_sigterm_ends_an_endless_generation_with_an_error_event(own_node: Node, engine: FakeHandle, fault: str) -> None:
     engine.turn(fault=fault, after=1, faults=1)
@@ -215,15 +227,26 @@ def test_sigterm_ends_a_load_that_a_request_waits_for(engine: FakeHandle, tmp_pa
         assert own_node.wait_for_exit() == 0
 
 
-def test_a_second_sigterm_does_not_wait(own_node: Node, engine: FakeHandle, tmp_path: Path) -> None:
+def test_a_second_sigterm_does_not_wait(own_node: Node, engine: FakeHandle) -> None:
     engine.turn(fault="hang_first", faults=1)
-    running = own_node.generate()
-    own_node.wait_until_busy(running=1)
+    events = own_node.generate().events()
+    assert next(events).name == "ping"
     own_node.terminate()
     wait_until(lambda: own_node.ready().status == 503, "it drains")
     own_node.terminate()
     assert own_node.wait_for_exit() == 0
-    assert "error" not in names_of(list(running.events()))  # nobody waited for DRAIN_S to tell it
+    assert "error" not in names_of(list(events))  # nobody waited for DRAIN_S to tell it
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT])
+def test_ctrl_c_and_sigquit_do_not_wait(own_node: Node, engine: FakeHandle, signum: signal.Signals) -> None:
+    engine.turn(fault="hang_first", faults=1)
+    events = own_node.generate().events()
+    assert next(events).name == "ping"
+    own_node.process.send_signal(signum)
+    assert own_node.wait_for_exit() == 0
+    assert "error" not in names_of(list(events))
+    wait_until(lambda: engine.seen()["running"] == 0, "the engine was told to stop")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGWINCH])
