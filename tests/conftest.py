@@ -5,6 +5,7 @@ A module's `SETTINGS` are its service's, `KNOBS` those its engine starts with.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,6 +41,15 @@ def engine(fake_engine: FakeHandle) -> FakeHandle:
     """The module's fake engine, as new."""
     fake_engine.reset()
     return fake_engine
+
+
+@pytest.fixture(autouse=True)
+def _signals_reach_children() -> Iterator[None]:
+    """A test that leaves SIGTERM blocked would have every process of later tests inherit that, and hang."""
+    yield
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+    assert not blocked
 
 
 @pytest.fixture

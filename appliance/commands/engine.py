@@ -96,12 +96,12 @@ def command(
 
 def serve(host: str, port: int, api: Api, runner: Runner[llama.Llama], served: Model) -> None:
     """Serve until SIGTERM or SIGINT, then end this process with 0."""
-    endings = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, endings)  # for every thread to come, llama.cpp's too
     try:
         server = Server(host, port, api)
     except OSError as error:
         raise click.ClickException(_address_problem(host, port, error)) from None
+    endings = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, endings)  # for every thread to come, llama.cpp's too
     threading.Thread(target=runner.unload_expired_for_ever, daemon=True).start()
     threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
     click.echo(f"listening on http://{host}:{server.port} with {served.name}, not Ollama but its API")
