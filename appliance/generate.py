@@ -241,7 +241,7 @@ class Generate:
         return Done(
             prompt_tokens=last.prompt_eval_count,
             completion_tokens=last.eval_count,
-            finish_reason=last.done_reason or "stop",
+            finish_reason="length" if last.done_reason == "length" else "stop",
             queue_ms=_ms(queue_s),
             ttft_ms=None if ttft_s is None else _ms(ttft_s),
             tokens_per_second=last.tokens_per_s and round(last.tokens_per_s, 2),

@@ -44,6 +44,8 @@ class Health:
         if not is_healthy:
             resp.media["detail"] = state.problem or self._residency.stage
 
+    on_head = on_get  # what uptime probes ask
+
 
 class Live:
     """200 as long as the process answers."""
@@ -52,6 +54,8 @@ class Live:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.media = {"status": "alive"}
+
+    on_head = on_get
 
 
 class Ready:
@@ -71,3 +75,5 @@ class Ready:
         resp.status = falcon.HTTP_503
         resp.set_header("Retry-After", RETRY_S)
         resp.media = {"status": "not_ready", "reason": reason}
+
+    on_head = on_get

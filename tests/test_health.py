@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 
@@ -104,3 +105,14 @@ def test_post_is_not_allowed_there(node: Node, path: str) -> None:
     )
     assert exchange.status == 405
     assert "GET" in exchange.headers["allow"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/live", "/ready"])
+def test_head_answers_as_get_does_without_a_body(node: Node, path: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=10)
+    connection.request("HEAD", path)
+    response = connection.getresponse()
+    assert response.status == node.get(path).status
+    assert int(response.headers["content-length"]) > 0
+    assert response.read() == b""
+    connection.close()
