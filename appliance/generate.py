@@ -269,7 +269,7 @@ def wait_for_model(residency: Residency, ticket: Ticket, watch: ClientWatch, pin
         if not load.ready():
             yield SILENCE
     if isinstance(load.value, ApplianceError):
-        raise load.value
+        raise load.value.with_traceback(None)  # one error for all who waited: it must not gather their frames
 
 
 def _frame(event: Happening) -> bytes:

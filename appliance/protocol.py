@@ -161,7 +161,7 @@ def _too_long(error: Any, num_ctx: int) -> PromptTooLong | None:
     if isinstance(error, dict):
         error = error.get("error", error)
     if isinstance(error, dict) and error.get("type") == "exceed_context_size_error":
-        prompt_tokens = error.get("n_prompt_tokens")
+        prompt_tokens, num_ctx = error.get("n_prompt_tokens"), error.get("n_ctx", num_ctx)
         return PromptTooLong(
             f"prompt: {prompt_tokens} tokens with the system prompt and the chat template, but N_CTX is "
             f"{num_ctx}, of which at least one is the answer's. Shorten the prompt.",

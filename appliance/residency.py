@@ -17,7 +17,7 @@ from gevent.event import AsyncResult
 
 from appliance.engine import Engine
 from appliance.errors import ApplianceError, EngineFailed, NotReady
-from appliance.protocol import Prompt
+from appliance.protocol import LoadedModel, Prompt
 
 CHECK_EVERY_S = 1.5  # an answer of the engine about itself is believed so long
 RETRY_S = 1.0
@@ -69,6 +69,10 @@ class Residency:
         self._checked_at = float("-inf")
         self._check: AsyncResult[EngineState] | None = None
         self._load: Load | None = None
+        self._failure: ApplianceError | None = None  # of the last load
+        self._load_again_at = float("-inf")
+        self._pause_s = RETRY_S
+        self._own_context = engine.options.num_ctx
 
     def start(self) -> gevent.Greenlet[[], None]:
         """Bring the model up in the background: wait for the engine, pull if missing, warm, be ready."""
@@ -107,13 +111,15 @@ class Residency:
             return state.problem
         if not state.is_loaded and not self._is_idle_expired():
             self._begin_load()
+            if self._failure is not None:
+                return self._failure.detail
             return self.stage if self.stage != "ready" else "loading the model"
         return None
 
     def ensure_loaded(self) -> Load | None:
         """The load that a request must wait for, or None when the model is in memory.
 
-        Raises: NotReady while starting.
+        Raises: NotReady while starting; what the last load failed with, until it is time for another.
         """
         if not self.is_ready:
             raise NotReady(f"This node is not ready: {self.stage}.", retry_after_s=5)
@@ -122,7 +128,10 @@ class Residency:
         state = self.state()
         if state.is_loaded or not state.is_reachable:
             return None  # where it is unreachable, asking for the generation gives the honest error
-        return self._begin_load()
+        load = self._begin_load()
+        if load is None and self._failure is not None:
+            raise self._failure.with_traceback(None)  # the same one again: it must not gather frames
+        return load
 
     def forget(self) -> None:
         """Believe nothing that was known: something else (a benchmark, a failure) may have changed the engine."""
@@ -138,11 +147,25 @@ class Residency:
             while not stream.is_ended:
                 stream.receive(timeout_s=60)
         self.used()
+        self._note_context()
         self._state = EngineState(is_reachable=True, is_loaded=True)
         self._checked_at = self._clock()
 
-    def _begin_load(self) -> Load:
-        if self._load is None:
+    def _note_context(self) -> None:
+        """Ollama cuts a context that is larger than the model was trained for; that is then this node's."""
+        sizes = [m.context_length for m in self._ours() if m.context_length is not None]
+        if sizes and max(sizes) < self._own_context:
+            self._own_context = max(sizes)
+            log.warning(
+                "N_CTX=%d is more than %s takes; the engine gives it %d",
+                self._engine.options.num_ctx,
+                self._engine.model,
+                self._own_context,
+            )
+
+    def _begin_load(self) -> Load | None:
+        """The load under way; None where one has just failed and another would be too soon."""
+        if self._load is None and self._clock() >= self._load_again_at:
             log.info("The engine does not hold %s; loading it", self._engine.model)
             self._load = gevent.spawn(self._reload)
         return self._load
@@ -150,25 +173,36 @@ class Residency:
     def _reload(self) -> ApplianceError | None:
         """Returns the error instead of raising it: every waiting request reports it, and the hub prints nothing."""
         try:
+            if not self._engine.has_model():
+                self._pull()
             self.load()
         except ApplianceError as error:
             log.warning("Loading %s failed: %s", self._engine.model, error.detail)
-            return error
+            self._failure = error
+            self._load_again_at = self._clock() + self._pause_s
+            self._pause_s = min(self._pause_s * 2, RETRY_AT_MOST_S)
+        else:
+            self._failure, self._pause_s = None, RETRY_S
         finally:
             self._load = None
-        return None
+            self._enter("ready", logging.DEBUG)
+        return self._failure
 
     def _is_idle_expired(self) -> bool:
         return self._clock() - self._used_at >= self._keep_alive_s or self._used_at == float("-inf")
 
     def _ask(self) -> EngineState:
         try:
-            models = self._engine.loaded_models()
+            ours = self._ours()
         except ApplianceError as error:
             return EngineState(is_reachable=False, is_loaded=False, problem=error.detail)
-        ours = [m for m in models if self._engine.model in (m.name, m.model, m.name.removesuffix(":latest"))]
-        is_loaded = any(m.context_length in (None, self._engine.options.num_ctx) for m in ours)
-        return EngineState(is_reachable=True, is_loaded=is_loaded)
+        return EngineState(
+            is_reachable=True, is_loaded=any(m.context_length in (None, self._own_context) for m in ours)
+        )
+
+    def _ours(self) -> list[LoadedModel]:
+        name = self._engine.model
+        return [m for m in self._engine.loaded_models() if name in (m.name, m.model, m.name.removesuffix(":latest"))]
 
     def _bring_up(self) -> None:
         pause_s = RETRY_S
