@@ -12,8 +12,8 @@ import msgspec
 
 from appliance.bodies import read_body
 from appliance.errors import IssuanceRefused, TooManyRequests
+from appliance.key import check_owner
 from appliance.keyring import KeyRing
-from appliance.keys import check_owner
 
 BURST = 10
 REFILL_S = 6.0

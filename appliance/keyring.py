@@ -19,7 +19,9 @@ from gevent.event import AsyncResult
 from gevent.threadpool import ThreadPool
 
 from appliance.errors import ApplianceError, KeysUnavailable, TooManyRequests, Unauthenticated
-from appliance.keys import IssuedKey, Key, KeyReader, KeyStore, KeyStoreError, digest, parse
+from appliance.key import IssuedKey, Key, digest, parse
+from appliance.keyfile import KeyStoreError
+from appliance.keys import KeyReader, KeyStore
 
 FRESH_S = 0.5
 LOOK_PAUSE_S = 0.05

@@ -1,6 +1,6 @@
 """The API keys in their SQLite file: who may use this node, and until when.
 
-Owns the schema, the form of a key and every statement. It blocks (an SD card can take a second to fsync), so
+Owns every statement about keys; the file itself is keyfile.py's, the form of a key key.py's. It blocks (an SD card can take a second to fsync), so
 the service goes through `keyring.KeyRing`; the command line uses it as it is. Knows nothing of gevent.
 
 A key is `pk_<public id>_<secret>`. The file holds the id and HMAC-SHA256(pepper, secret), never the secret.
@@ -16,37 +16,29 @@ A key is `pk_<public id>_<secret>`. The file holds the id and HMAC-SHA256(pepper
 from __future__ import annotations
 
 import hmac
-import os
-import re
 import secrets
 import sqlite3
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-from urllib.parse import quote
 
-from appliance.errors import InvalidValue, KeysUnavailable, StorageFull, TooManyRequests
+from appliance.errors import KeysUnavailable, TooManyRequests
+from appliance.key import IssuedKey, Key, check_owner, digest
+from appliance.keyfile import (
+    MIGRATIONS,
+    DatabaseTooNew,
+    KeyStoreError,
+    as_answer,
+    connect,
+    file_id,
+    make_private,
+    said_clearly,
+    write_ahead,
+)
 
-TOKEN_LENGTH = 59
-OWNER_LENGTH_MAX = 100
 NO_LIMIT = 2**62
-BUSY_TIMEOUT_S = 5
-ROOM_NEEDED_BYTES = 1 << 20
-
-_TOKEN = re.compile(r"pk_([0-9a-f]{12})_([A-Za-z0-9_-]{43})", re.ASCII)
 _SELECT = "select id, owner, created_at, last_used_at, revoked_at, expires_at, replaced_by, digest from api_keys"
-
-
-class KeyStoreError(Exception):
-    """The keys cannot be used as things are; the sentence says what to do."""
-
-
-class DatabaseTooNew(KeyStoreError):
-    pass
 
 
 class WrongPepper(KeyStoreError):
@@ -59,53 +51,6 @@ class KeyNotFound(Exception):
 
 class KeyNotActive(Exception):
     pass
-
-
-State = Literal["active", "revoked", "expired"]
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One row of the file. Times are unix seconds; `digest` is kept out of every rendering."""
-
-    id: str
-    owner: str
-    created_at: int
-    last_used_at: int | None
-    revoked_at: int | None
-    expires_at: int | None
-    replaced_by: str | None
-    digest: bytes = field(repr=False)
-
-    def state(self, now: float) -> State:
-        if self.revoked_at is not None:
-            return "revoked"
-        if self.expires_at is not None and self.expires_at <= now:
-            return "expired"
-        return "active"
-
-
-@dataclass(frozen=True, slots=True)
-class IssuedKey:
-    """A new key. The only place where the whole key is ever seen."""
-
-    api_key: str = field(repr=False)
-    id: str
-    owner: str
-    created_at: int
-
-
-def parse(token: str) -> tuple[str, str] | None:
-    """Return (public id, secret) of a key, or None when it has not the form of one."""
-    if len(token) != TOKEN_LENGTH:
-        return None
-    match = _TOKEN.fullmatch(token)
-    return None if match is None else (match[1], match[2])
-
-
-def digest(pepper: bytes, secret: str) -> bytes:
-    """HMAC-SHA256. A fast function is right here: the secret is 256 random bits, not a password."""
-    return hmac.digest(pepper, secret.encode("ascii"), "sha256")
 
 
 class KeyStore:
@@ -130,13 +75,13 @@ class KeyStore:
         self.pepper = pepper
         self._clock = clock
         self._key_limit = key_limit
-        with _said_clearly(self.path):
-            _make_private(self.path)
-            self._connection = _connect(self.path, "rw")
+        with said_clearly(self.path):
+            make_private(self.path)
+            self._connection = connect(self.path, "rw")
             try:
-                _write_ahead(self._connection)
+                write_ahead(self._connection)
                 self._connection.execute("pragma foreign_keys = on")
-                self._file_id = _file_id(self.path)
+                self._file_id = file_id(self.path)
                 self._migrate()
                 self._claim()
             except BaseException:
@@ -155,7 +100,7 @@ class KeyStore:
         Raises: StorageFull, KeysUnavailable.
         """
         try:
-            if _file_id(self.path) != self._file_id:
+            if file_id(self.path) != self._file_id:
                 raise KeysUnavailable(
                     f"{self.path} was replaced while the appliance ran; restart it to use the new file."
                 )
@@ -167,7 +112,7 @@ class KeyStore:
             if self._connection.in_transaction:
                 self._connection.execute("rollback")
             if isinstance(error, sqlite3.Error | OSError):
-                raise _as_answer(error, self.path) from error
+                raise as_answer(error, self.path) from error
             raise
 
     def issue(self, owner: str, expires_at: float | None = None) -> IssuedKey:
@@ -185,7 +130,7 @@ class KeyStore:
 
     def list(self) -> Sequence[Key]:
         """Every key there ever was, oldest first."""
-        with _said_clearly(self.path):
+        with said_clearly(self.path):
             rows = self._connection.execute(f"{_SELECT} order by created_at, rowid")
             return [Key(*row) for row in rows]
 
@@ -318,16 +263,16 @@ class KeyReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file_id = _file_id(path)
+        self._file_id = file_id(path)
         self._version: int | None = None
-        self._connection = _connect(path, "ro")
+        self._connection = connect(path, "ro")
 
     def read(self) -> dict[str, Key] | None:
         """Return {id: Key}, or None when nothing has changed since the last call.
 
         Raises: sqlite3.Error, OSError when the file cannot be read or is no longer the one that was opened.
         """
-        if _file_id(self.path) != self._file_id:
+        if file_id(self.path) != self._file_id:
             raise OSError(f"{self.path} was replaced; restart the appliance to use the new file")
         # Asked before the rows are: a change in between is then seen twice rather than never.
         (version,) = self._connection.execute("pragma data_version").fetchone()
@@ -345,122 +290,10 @@ def holds_keys(path: Path) -> bool:
     """Whether a database is at `path` and has ever had a key. Makes nothing."""
     if not path.exists():
         return False
-    with _said_clearly(path), closing(_connect(path, "rw")) as db:
+    with said_clearly(path), closing(connect(path, "rw")) as db:
         if db.execute("select 1 from sqlite_schema where name = 'api_keys'").fetchone() is None:
             return False
         return db.execute("select 1 from api_keys limit 1").fetchone() is not None
-
-
-def check_owner(owner: str) -> None:
-    """Raise InvalidValue unless `owner` is a name that a table of keys can show."""
-    allowed = f"1 to {OWNER_LENGTH_MAX} printable characters, not only spaces"
-    if len(owner) > OWNER_LENGTH_MAX:
-        raise InvalidValue(f"owner: got {len(owner)} characters; expected {allowed}.", field="owner", allowed=allowed)
-    if not owner.isprintable() or not owner.strip():
-        raise InvalidValue(f"owner: got {owner!a}; expected {allowed}.", field="owner", allowed=allowed)
-
-
-def _create_api_keys(db: sqlite3.Connection) -> None:
-    db.execute(
-        """
-        create table api_keys (
-            id text primary key,
-            digest blob not null,
-            owner text not null,
-            created_at integer not null,
-            last_used_at integer,
-            revoked_at integer,
-            expires_at integer,
-            replaced_by text references api_keys (id)
-        ) strict
-        """
-    )
-
-
-def _create_pepper_check(db: sqlite3.Connection) -> None:
-    db.execute("create table pepper_check (only_row integer primary key check (only_row = 1), digest blob) strict")
-
-
-# In the order of their making. A released one is never edited, renamed or removed: files remember its name.
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_api_keys, _create_pepper_check)
-
-
-def _connect(path: Path, mode: Literal["ro", "rw"]) -> sqlite3.Connection:
-    return sqlite3.connect(
-        f"file:{quote(str(path.absolute()))}?mode={mode}",
-        uri=True,
-        timeout=BUSY_TIMEOUT_S,
-        isolation_level=None,
-        # Opened by the main thread at start, then used by one thread of a pool: never by two at once.
-        check_same_thread=False,
-    )
-
-
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Set the WAL mode. Of two processes that do so on a new file, SQLite refuses one without any waiting."""
-    give_up_at = time.monotonic() + BUSY_TIMEOUT_S
-    while True:
-        try:
-            connection.execute("pragma journal_mode = wal")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
-                raise
-        time.sleep(0.01)
-
-
-def _make_private(path: Path) -> None:
-    """Make the file with mode 0600, or tighten it; SQLite gives its -wal and -shm the mode of the file."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except FileExistsError:
-        # Not opened here: closing any descriptor of a file drops this process's SQLite locks on it.
-        for part in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-            if part.exists() and stat.S_IMODE(part.stat().st_mode) & 0o077:
-                part.chmod(0o600)
-
-
-def _file_id(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
-
-
-@contextmanager
-def _said_clearly(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a database is opened into one sentence."""
-    try:
-        yield
-    except (sqlite3.Error, OSError, StorageFull, KeysUnavailable) as error:
-        first = error.__cause__ or error
-        if isinstance(first, sqlite3.Error | OSError) and _is_for_want_of_room(first, path):
-            raise KeyStoreError(
-                f"The key database {path} cannot be opened: the disk is full. Free some space; SQLite needs a "
-                "little beside the file even to read it."
-            ) from error
-        reason = first.strerror if isinstance(first, OSError) and first.strerror else str(first)
-        raise KeyStoreError(
-            f"The key database {path} cannot be opened: {reason}. Run this as the user the appliance "
-            "runs as, and let API_KEYS_DB name an SQLite file in a directory that exists and can be written."
-        ) from error
-
-
-def _as_answer(error: sqlite3.Error | OSError, path: Path) -> StorageFull | KeysUnavailable:
-    if _is_for_want_of_room(error, path):
-        return StorageFull(
-            f"The disk that holds {path} is full, so nothing was written; free some space and try again."
-        )
-    return KeysUnavailable(
-        f"The key database {path} cannot be written now ({error}); nothing was changed.", retry_after_s=5
-    )
-
-
-def _is_for_want_of_room(error: sqlite3.Error | OSError, path: Path) -> bool:
-    """SQLite says "full" for the file itself, but only "I/O error" when its -shm finds no room."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code != sqlite3.SQLITE_IOERR:
-        return code == sqlite3.SQLITE_FULL
-    free = os.statvfs(path.parent)
-    return free.f_bavail * free.f_frsize < ROOM_NEEDED_BYTES
 
 
 def _not_found(key_id: str) -> str:

@@ -12,7 +12,8 @@ import stat
 import tempfile
 from pathlib import Path
 
-from appliance.keys import KeyStoreError, holds_keys
+from appliance.keyfile import KeyStoreError
+from appliance.keys import holds_keys
 
 PEPPER_BYTES_MIN = 16
 PEPPER_BYTES_MAX = 4096

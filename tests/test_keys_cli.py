@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from appliance.__main__ import main
 from appliance.commands.keys import duration, iso, table
-from appliance.keys import Key, parse
+from appliance.key import Key, parse
 
 Run = Callable[..., Result]
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"

@@ -74,7 +74,8 @@ import os, sqlite3, sys
 from contextlib import closing
 from pathlib import Path
 from appliance.errors import StorageFull
-from appliance.keys import KeyStore, KeyStoreError
+from appliance.keys import KeyStore
+from appliance.keyfile import KeyStoreError
 
 disk = Path(sys.argv[1])
 store = KeyStore(disk / "api_keys.db", b"a pepper of the tests", key_limit=10**6)

@@ -13,7 +13,7 @@ from appliance import errors
 from appliance.auth import RequireApiKey
 from appliance.errors import StorageFull
 from appliance.issue_key import IssueKey, TokenBucket, is_loopback
-from appliance.keys import IssuedKey
+from appliance.key import IssuedKey
 
 KEY = "pk_0123456789ab_" + "s" * 43
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.keys import KeyStore, KeyStoreError
+from appliance.keyfile import KeyStoreError
+from appliance.keys import KeyStore
 from appliance.pepper import PepperError, obtain
 
 LONG_ENOUGH = "sixteen bytes ok"

@@ -15,8 +15,10 @@ from fake_clock import FakeClock
 
 from appliance import keyring
 from appliance.errors import KeysUnavailable, StorageFull, TooManyRequests, Unauthenticated
+from appliance.key import Key
+from appliance.keyfile import KeyStoreError
 from appliance.keyring import KeyRing
-from appliance.keys import Key, KeyReader, KeyStore, KeyStoreError
+from appliance.keys import KeyReader, KeyStore
 
 PEPPER = b"a pepper of the tests"
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from fake_clock import FakeClock
 
-from appliance import keys
+from appliance import keyfile, keys
 from appliance.errors import InvalidValue, KeysUnavailable, StorageFull, TooManyRequests
-from appliance.keys import DatabaseTooNew, KeyNotActive, KeyNotFound, KeyStore, KeyStoreError, WrongPepper, parse
+from appliance.key import parse
+from appliance.keyfile import DatabaseTooNew, KeyStoreError
+from appliance.keys import KeyNotActive, KeyNotFound, KeyStore, WrongPepper
 
 PEPPER = b"a pepper of the tests"
 DAY_S = 86400
@@ -297,14 +299,14 @@ def test_another_process_that_sets_up_the_file_now_is_waited_for() -> None:
                 busy[len(asked) - 1].sqlite_errorcode = sqlite3.SQLITE_BUSY
                 raise busy[len(asked) - 1]
 
-    keys._write_ahead(NewFile())  # type: ignore[arg-type]
+    keyfile.write_ahead(NewFile())  # type: ignore[arg-type]
     assert asked == ["pragma journal_mode = wal"] * 4
 
 
 def test_a_locked_database_is_unavailable_for_now(
     path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys, "BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(keyfile, "BUSY_TIMEOUT_S", 0.01)
     store, other = KeyStore(path, PEPPER), KeyStore(path, PEPPER)
     with other.db(), pytest.raises(KeysUnavailable, match="database is locked") as caught:
         store.issue("alice")

@@ -20,16 +20,9 @@ import click
 from appliance import pepper
 from appliance.config import Config, ConfigError, load
 from appliance.errors import ApplianceError, InvalidValue
-from appliance.keys import (
-    NO_LIMIT,
-    IssuedKey,
-    Key,
-    KeyNotActive,
-    KeyNotFound,
-    KeyStore,
-    KeyStoreError,
-    check_owner,
-)
+from appliance.key import IssuedKey, Key, check_owner
+from appliance.keyfile import KeyStoreError
+from appliance.keys import NO_LIMIT, KeyNotActive, KeyNotFound, KeyStore
 
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 DURATION_DAYS_MAX = 36500

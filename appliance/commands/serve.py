@@ -12,7 +12,8 @@ import click
 from appliance import one_worker, pepper
 from appliance.commands.running import is_appliance
 from appliance.config import Config, ConfigError, load
-from appliance.keys import KeyStore, KeyStoreError
+from appliance.keyfile import KeyStoreError
+from appliance.keys import KeyStore
 
 EXIT_SETTINGS = 2
 
