@@ -1,7 +1,7 @@
 """The API keys in their SQLite file: who may use this node, and until when.
 
-Owns every statement about keys; the file itself is keyfile.py's, the form of a key key.py's. It blocks (an SD card can take a second to fsync), so
-the service goes through `keyring.KeyRing`; the command line uses it as it is. Knows nothing of gevent.
+Owns every statement about keys; the file itself is keyfile.py's, the form of a key key.py's. It blocks (an SD card can
+take a second to fsync), so the service goes through `keyring.KeyRing`; the command line uses it as it is.
 
 A key is `pk_<public id>_<secret>`. The file holds the id and HMAC-SHA256(pepper, secret), never the secret.
 

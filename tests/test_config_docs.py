@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from appliance.commands.config import with_table
-from appliance.config import SETTINGS, Config, load
+from appliance.config import SETTINGS, Config
+from appliance.sources import load
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "configuration.md"

@@ -11,8 +11,8 @@ from dotenv import dotenv_values
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from appliance.config import ConfigError, load
 from appliance.envfile import lenient, strict
+from appliance.sources import ConfigError, load
 
 
 @pytest.fixture

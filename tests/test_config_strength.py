@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config import SETTINGS, Config, ConfigError, load
+from appliance.config import SETTINGS, Config
+from appliance.sources import ConfigError, load
 
 PLACES = ["profile", ".env", "environment"]  # the weakest first
 

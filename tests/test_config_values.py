@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from appliance.config import SETTINGS, Config, ConfigError, load
+from appliance.config import SETTINGS, Config
+from appliance.sources import ConfigError, load
 
 ANY_TEXT = st.one_of(
     st.text(st.characters()),  # lone surrogates too, as undecodable bytes in an environment become

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 import click
 import msgspec
 
-from appliance.config import SETTINGS, ConfigError, Loaded, load
+from appliance.config import SETTINGS
+from appliance.sources import ConfigError, Loaded, load
 
 BEGIN = "<!-- settings: begin (`appliance config docs --write FILE` writes what is between the marks) -->"
 END = "<!-- settings: end -->"

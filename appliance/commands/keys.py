@@ -18,11 +18,12 @@ from typing import Any
 import click
 
 from appliance import pepper
-from appliance.config import Config, ConfigError, load
+from appliance.config import Config
 from appliance.errors import ApplianceError, InvalidValue
 from appliance.key import IssuedKey, Key, check_owner
 from appliance.keyfile import KeyStoreError
 from appliance.keys import NO_LIMIT, KeyNotActive, KeyNotFound, KeyStore
+from appliance.sources import ConfigError, load
 
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 DURATION_DAYS_MAX = 36500

@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from appliance.config import Config, ConfigError, load
+from appliance.config import Config
+from appliance.sources import ConfigError, load
 
 TIMEOUT_S = 5.0
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where a service that listens everywhere is asked

@@ -11,9 +11,10 @@ import click
 
 from appliance import one_worker, pepper
 from appliance.commands.running import is_appliance
-from appliance.config import Config, ConfigError, load
+from appliance.config import Config
 from appliance.keyfile import KeyStoreError
 from appliance.keys import KeyStore
+from appliance.sources import ConfigError, load
 
 EXIT_SETTINGS = 2
 
