@@ -24,7 +24,7 @@ import msgspec
 from gevent.event import Event
 from msgspec import Meta
 
-from appliance import benchmark_plan, benchmark_report, sse
+from appliance import benchmark_choice, benchmark_plan, benchmark_report, sse
 from appliance.admission import Admission, State, Ticket
 from appliance.benchmark_plan import Run
 from appliance.benchmark_report import BenchmarkAnswer, Sample, Setting
@@ -365,7 +365,7 @@ class Benchmark:
             runs=job.body.runs,
             prompt_chars=len(job.body.prompt),
             profiles=profiles,
-            recommended=benchmark_report.recommend(samples, self._config.ollama_keep_alive),
+            recommended=benchmark_choice.recommend(samples, self._config.ollama_keep_alive),
             samples=samples,
         )
 
@@ -401,7 +401,7 @@ def _progress(job: Job, run: Run, samples: list[Sample]) -> Progress:
         Setting.of(run.options),
         run.number,
         len(job.runs),
-        benchmark_report.best_so_far(samples),
+        benchmark_choice.best_so_far(samples),
         None if eta_s is None else math.ceil(eta_s),
     )
 

@@ -9,7 +9,8 @@ from benchmark_samples import decoded, made
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.benchmark_report import ANSWER_TIME_S, Sample, Setting, choose, max_tokens, recommend
+from appliance.benchmark_choice import ANSWER_TIME_S, choose, max_tokens, recommend
+from appliance.benchmark_report import Sample, Setting
 
 SETTING = Setting(512, 4, 128)
 

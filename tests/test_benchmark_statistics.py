@@ -10,7 +10,8 @@ from benchmark_samples import made
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.benchmark_report import best_so_far, p_value, percentile, profile, remaining_s, sample, spread
+from appliance.benchmark_choice import best_so_far, p_value
+from appliance.benchmark_report import percentile, profile, remaining_s, sample, spread
 from appliance.protocol import LoadOptions, Record
 
 OPTIONS = LoadOptions(1024, 3, 64)
