@@ -16,6 +16,7 @@ from appliance.benchmark import Benchmark
 from appliance.config import Config
 from appliance.engine import Engine
 from appliance.generate import Generate
+from appliance.generation import Generations
 from appliance.health import Health, Live, Ready
 from appliance.issue_key import IssueKey
 from appliance.keyring import KeyRing
@@ -32,6 +33,7 @@ def create_app(
 ) -> falcon.App[falcon.Request, falcon.Response]:
     """The WSGI application over its collaborators; it reads no environment and starts nothing."""
     metrics = Metrics(admission, residency)
+    generations = Generations(config, admission, engine, residency, metrics)
     rules: list[Any] = [ReleaseAbandoned(), StampResponse(), RequireApiKey(keys)]
     app = falcon.App(middleware=rules)
     app.add_error_handler(Exception, report_bug)
@@ -41,7 +43,7 @@ def create_app(
     app.add_route("/health", Health(admission, engine, residency))
     app.add_route("/live", Live())
     app.add_route("/ready", Ready(admission, residency))
-    app.add_route("/generate", Generate(config, admission, engine, residency, metrics))
+    app.add_route("/generate", Generate(config, generations))
     app.add_route("/benchmark", Benchmark(config, admission, engine, residency))
     app.add_route("/keys/generate", IssueKey(keys, config.key_issuance))
     app.add_route("/metrics", metrics)

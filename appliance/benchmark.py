@@ -42,7 +42,7 @@ from appliance.errors import (
     WaitTimeout,
 )
 from appliance.eventstream import SILENCE, Silence, begin, frames
-from appliance.generate import wait_for_model
+from appliance.generation import wait_for_model
 from appliance.protocol import LoadOptions, Prompt, Record
 from appliance.recordstream import RecordStream
 from appliance.residency import Residency

@@ -10,7 +10,8 @@ import msgspec
 from appliance import __version__
 from appliance.benchmark import BenchmarkRequest
 from appliance.benchmark_report import BenchmarkAnswer
-from appliance.generate import DEADLINE_HEADER, DEADLINE_LIMIT_S, GenerateAnswer, GenerateRequest
+from appliance.generate import GenerateAnswer, GenerateRequest
+from appliance.generation import DEADLINE_HEADER, DEADLINE_LIMIT_S
 from appliance.issue_key import KeyAnswer, KeyRequest
 
 REF = "#/components/schemas/{name}"
