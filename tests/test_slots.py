@@ -123,7 +123,7 @@ def test_when_the_servers_start_response_fails(inside: InProcess, engine: FakeHa
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_after_a_bug_in_the_middle(inside: InProcess, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
-    monkeypatch.setattr("appliance.generate.Generate._done", lambda *_: 1 / 0)
+    monkeypatch.setattr("appliance.generation.Generations._done", lambda *_: 1 / 0)
     answer = b"".join(inside.generate(max_tokens=2, stream=stream))
     assert b'"error":"internal_error"' in answer.replace(b'": "', b'":"')
     assert (b"event: error" in answer) == stream
