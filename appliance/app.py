@@ -13,6 +13,7 @@ from appliance import errors, openapi
 from appliance.admission import Admission
 from appliance.auth import RequireApiKey
 from appliance.benchmark import Benchmark
+from appliance.benchmark_run import Benchmarks
 from appliance.config import Config
 from appliance.engine import Engine
 from appliance.generate import Generate
@@ -44,7 +45,7 @@ def create_app(
     app.add_route("/live", Live())
     app.add_route("/ready", Ready(admission, residency))
     app.add_route("/generate", Generate(config, generations))
-    app.add_route("/benchmark", Benchmark(config, admission, engine, residency))
+    app.add_route("/benchmark", Benchmark(config, Benchmarks(config, admission, engine, residency)))
     app.add_route("/keys/generate", IssueKey(keys, config.key_issuance))
     app.add_route("/metrics", metrics)
     app.add_route("/openapi.json", openapi.Document())

@@ -8,10 +8,11 @@ from typing import Any
 import gevent
 import pytest
 
-from appliance import benchmark
+from appliance import benchmark_run
 from appliance.admission import Admission
-from appliance.benchmark import Benchmark, BenchmarkRequest, Progress
+from appliance.benchmark import Benchmark, BenchmarkRequest
 from appliance.benchmark_report import BenchmarkAnswer
+from appliance.benchmark_run import Benchmarks, Progress
 from appliance.config import Config
 from appliance.errors import (
     ApplianceError,
@@ -109,9 +110,9 @@ class Bench:
         self.residency = FakeResidency(self.admission, *failures, is_ready=is_ready)
         config = Config(sse_ping_s=0.0, max_tokens=16)
         collaborators: Any = (config, self.admission, engine, self.residency)
-        resource = Benchmark(*collaborators)
-        job = resource._job(BenchmarkRequest(prompt="Why?", **fields))
-        self.events = resource._answer(job, "key", "request", None)
+        benchmarks = Benchmarks(*collaborators)
+        job = Benchmark(config, benchmarks)._job(BenchmarkRequest(prompt="Why?", **fields))
+        self.events = benchmarks.answer(job, "key", "request", None)
 
     def __enter__(self) -> Bench:
         return self
@@ -129,7 +130,7 @@ class Bench:
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "RESTORE_PAUSE_S", 0)
+    monkeypatch.setattr(benchmark_run, "RESTORE_PAUSE_S", 0)
 
 
 def test_all_runs_are_asked_for_then_the_own_options_are_loaded_with_the_slots_still_held() -> None:
@@ -143,7 +144,7 @@ def test_all_runs_are_asked_for_then_the_own_options_are_loaded_with_the_slots_s
 
 
 def test_it_ends_with_an_error_when_it_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "TIME_LIMIT_S", 0)
+    monkeypatch.setattr(benchmark_run, "TIME_LIMIT_S", 0)
     engine = FakeEngine(silences=1)
     with Bench(engine) as bench, pytest.raises(BenchmarkTimeout, match="ask for fewer settings, runs or max_tokens"):
         list(bench.events)
