@@ -10,7 +10,7 @@ TESTING := tests/requirements.lock
 METADATA := pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test test-fast lint docs bench-gateway lock clean preflight
+.PHONY: help demo demo-down test test-fast lint docs bench-gateway lock clean preflight preflight-tests
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,15 +48,18 @@ clean: demo-down ## Remove what these targets made
 	rm -rf $(VENV) .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find appliance bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What the system lacks is said before anything is half-made.
-preflight:
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: sudo apt-get install python3 python3-venv" >&2; exit 1; }
+# What the system lacks is said, all at once, before anything is half-made. NEEDS: what more a target needs than the demo.
+preflight: NEEDS :=
+preflight-tests: NEEDS := curl
+preflight preflight-tests:
+	@lacks=; \
+	command -v $(PYTHON) >/dev/null || lacks="$$lacks python3"; \
+	$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || lacks="$$lacks python3-venv"; \
+	/sbin/ldconfig -p | grep -q 'libgomp\.so\.1' || lacks="$$lacks libgomp1"; \
+	for tool in $(NEEDS); do command -v $$tool >/dev/null || lacks="$$lacks $$tool"; done; \
+	if [ -n "$$lacks" ]; then echo "this machine lacks$$lacks; on Debian: sudo apt-get install$$lacks" >&2; exit 1; fi
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
-	  echo "$(PYTHON) is $$($(PYTHON) -V), but 3.11 to 3.13 is needed: make PYTHON=python3.13 …" >&2; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
-	  echo "Python's venv module is missing: sudo apt-get install python3-venv" >&2; exit 1; }
-	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/null || { \
-	  echo "llama.cpp needs libgomp.so.1: sudo apt-get install libgomp1" >&2; exit 1; }
+	  echo "$(PYTHON) is $$($(PYTHON) -V), but 3.11 to 3.13 is needed; choose another: make PYTHON=python3.13 …" >&2; exit 1; }
 
 $(BIN)/pip: | preflight
 	@echo "setting up $(VENV) …"
@@ -68,8 +71,7 @@ $(VENV)/serving: $(SERVING) $(METADATA) | preflight $(BIN)/pip
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-$(VENV)/testing: $(TESTING) $(VENV)/serving
-	@command -v curl >/dev/null || { echo "the README's examples are tested with curl: sudo apt-get install curl" >&2; exit 1; }
+$(VENV)/testing: $(TESTING) | preflight-tests $(VENV)/serving
 	@echo "installing what the tests need …"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $(TESTING)
 	@touch $@
