@@ -17,11 +17,17 @@ def log_to_stderr(level: str) -> None:
     log.handlers = [handler]
     log.setLevel(level.upper())
     log.propagate = False
-    logging.getLogger("gunicorn.error").addFilter(Departures())
+    logging.getLogger("gunicorn.error").addFilter(ClientsFaults())
 
 
-class Departures(logging.Filter):
-    """Keeps out of the log what clients do: one that stopped reading, and whose connection timed out, is no error."""
+class ClientsFaults(logging.Filter):
+    """Keeps out of the log what clients do, which is no fault of the node, and which anybody could fill a disk with.
+
+    1. One that stopped reading, and whose connection timed out.
+    2. A request that is none: gunicorn would log the line it could not read, and that may hold a key.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], TimeoutError))
+        if record.exc_info and isinstance(record.exc_info[1], TimeoutError):
+            return False
+        return not str(record.msg).startswith("Invalid request from ip=")

@@ -36,7 +36,7 @@ def test_a_refusal_is_logged_with_its_code(node: Node, engine: FakeHandle) -> No
 
 
 def test_no_secret_is_ever_in_it(node: Node, engine: FakeHandle) -> None:
-    secret = node.key.rpartition("_")[2]
+    secret = node.key[-43:]
     wrong = node.key[:-4] + "AAAA"
     node.generate(prompt=PROMPT, system=PROMPT, max_tokens=1).next("done")
     node.generate(prompt=PROMPT, key=wrong).json()
@@ -46,6 +46,18 @@ def test_no_secret_is_ever_in_it(node: Node, engine: FakeHandle) -> None:
     node.generate(prompt=PROMPT).leave()
     for text in (secret, wrong[-43:], PEPPER, PROMPT):
         assert text not in node.log
+
+
+@pytest.mark.parametrize("broken", ["X-API-Key {key}", "X-API-Key: {key}\r\n\tfolded: {key}", "X API Key: {key}"])
+def test_no_secret_of_a_broken_header_is_in_it(node: Node, broken: str) -> None:
+    request = f"GET /live HTTP/1.1\r\nHost: node\r\n{broken.format(key=node.key)}\r\n\r\n"
+    assert node.open(request.encode()).status == 400
+    assert node.key[-43:] not in node.log
+
+
+def test_a_request_without_its_first_line_is_no_line_of_it(node: Node) -> None:
+    assert node.open(f"X-API-Key: {node.key}\r\n\r\n".encode()).status == 400
+    assert "Invalid" not in node.log
 
 
 def test_no_secret_is_in_an_error_either(node: Node) -> None:
