@@ -33,6 +33,7 @@ class Service:
 
     def __init__(self, config: Config, pepper: bytes) -> None:
         self._config = config
+        self._is_stopping = False
         log_to_stderr(config.log_level)
         self._engine = Engine(
             config.ollama_port,
@@ -83,7 +84,13 @@ class Service:
 
         Ends by SystemExit, which gevent raises in the worker's main greenlet, as gunicorn's own SIGQUIT does: its
         graceful way would look once a second, wait for idle keep-alive connections too, and overrun DRAIN_S.
+
+        Told twice, by systemd and by the master, it does so once: the second would end the worker while the first
+        still writes to the key database.
         """
+        if self._is_stopping:
+            return
+        self._is_stopping = True
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # too late to resume
         systemd.notify("STOPPING=1")
         self._drain()

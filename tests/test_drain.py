@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -274,3 +275,6 @@ def test_sigterm_to_every_process_ends_as_one_to_the_master(own_node: Node, engi
         os.kill(pid, signal.SIGTERM)
     assert names_of(without_pings(exchange.events())) == ["token"] * 5 + ["done"]
     assert own_node.wait_for_exit() == 0
+    assert own_node.log.count("Draining") == 1
+    (key,) = json.loads(own_node.command("keys", "list", "--json").stdout)
+    assert key["last_used_at"] is not None
