@@ -24,7 +24,7 @@ from appliance.errors import (
 )
 from appliance.eventstream import SILENCE, Silence
 from appliance.metrics import Metrics
-from appliance.protocol import Prompt, Record
+from appliance.protocol import RETRY_S, Prompt, Record
 from appliance.residency import Residency
 
 QUEUED_EVERY_S = 1.0
@@ -105,11 +105,11 @@ class Generations:
                 self._admission.enter(order.key_id, order.deadline_s) as ticket,
             ):
                 yield from self._wait_in_line(ticket, watch, order.deadline_s)
-                yield from wait_for_model(self._residency, ticket, watch, self._config.sse_ping_s)
                 ends_at = min(
                     ticket.started_at + self._config.generation_timeout_s,
                     arrived + (order.deadline_s or DEADLINE_LIMIT_S),
                 )
+                yield from wait_for_model(self._residency, ticket, watch, self._config.sse_ping_s, ends_at)
                 last, first_at = yield from self._relay(order.prompt, ticket, watch, ends_at)
                 done = self._done(last, ticket.started_at - ticket.entered_at, first_at and first_at - arrived)
                 outcome = done.finish_reason
@@ -207,10 +207,12 @@ class Generations:
         )
 
 
-def wait_for_model(residency: Residency, ticket: Ticket, watch: ClientWatch, ping_s: float) -> Iterator[Silence]:
-    """Events while the service loads the model, where it is not in memory.
+def wait_for_model(
+    residency: Residency, ticket: Ticket, watch: ClientWatch, ping_s: float, ends_at: float = math.inf
+) -> Iterator[Silence]:
+    """Events while the service loads the model, where it is not in memory; until `ends_at` (monotonic seconds).
 
-    Raises: what the load raised, ClientGone, the ticket's refusal when its slot is taken away.
+    Raises: what the load raised, GenerationTimeout, ClientGone, the ticket's refusal when its slot is taken away.
     """
     load = residency.ensure_loaded()
     if load is None:
@@ -220,15 +222,25 @@ def wait_for_model(residency: Residency, ticket: Ticket, watch: ClientWatch, pin
     watch.call_when_gone(ended.set)
     ticket.call_when_cut_off(ended.set)
     while not load.ready():
-        ended.wait(ping_s)
+        ended.wait(min(ping_s, max(ends_at - time.monotonic(), 0.0)))
         if watch.is_gone:
             raise ClientGone("The client has left while the model was loading.")
         if ticket.refusal is not None:
             raise ticket.refusal
+        if not load.ready() and time.monotonic() > ends_at:
+            raise _not_loaded_in_time()
         if not load.ready():
             yield SILENCE
     if isinstance(load.value, ApplianceError):
         raise load.value.with_traceback(None)  # one error for all who waited: it must not gather their frames
+
+
+def _not_loaded_in_time() -> GenerationTimeout:
+    return GenerationTimeout(
+        f"The model was not in memory in time ({DEADLINE_HEADER}, or the node's GENERATION_TIMEOUT_S); "
+        "its load goes on, so try again later.",
+        retry_after_s=RETRY_S,
+    )
 
 
 def _timed_out() -> GenerationTimeout:

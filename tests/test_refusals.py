@@ -95,3 +95,16 @@ def test_the_deadline_ends_a_generation_that_runs(node: Node, engine: FakeHandle
     assert events[-1].data["error"] == "generation_timeout"
     node.wait_until_idle()
     assert engine.seen()["requests"][-1]["ended"] == "client_gone"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_deadline_ends_the_wait_for_a_load_that_goes_on(node: Node, engine: FakeHandle, stream: bool) -> None:
+    engine.turn(loaded=False, load_s=1.5)
+    node.wait_until_unloaded()
+    exchange = node.generate(stream=stream, headers={"X-Request-Timeout-S": "0.3"})
+    assert (exchange.status, exchange.json()["error"]) == (504, "generation_timeout")
+    assert int(exchange.headers["retry-after"]) >= 1
+    assert engine.state()["running"] == 1
+    node.wait_until_idle()
+    assert node.answer(max_tokens=1)[-1].name == "done"
+    assert engine.seen()["loads"] == 1
