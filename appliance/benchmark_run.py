@@ -110,7 +110,7 @@ class Benchmarks:
         arrived, outcome = time.monotonic(), "internal_error"
         restoring = None
         try:
-            with ClientWatch(client, self._config.client_timeout_s) as watch:
+            with ClientWatch(client) as watch:
                 ticket = self._admission.enter_exclusive(key_id)
                 try:
                     yield from self._wait_alone(ticket, watch)

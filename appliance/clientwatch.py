@@ -30,19 +30,17 @@ class ClientWatch:
        the state is then polled every PIPELINED_POLL_S seconds.
 
     A client that vanished without a word is found by the kernel: what it leaves unacknowledged or unread for
-    `timeout_s` seconds (a keep-alive comment comes every few) resets the connection, which is case 2.
+    CLIENT_TIMEOUT_S (a keep-alive comment comes every few seconds) resets the connection (wire.py), which is case 2.
     """
 
-    def __init__(self, client: socket.socket | None, timeout_s: float = 30.0) -> None:
+    def __init__(self, client: socket.socket | None) -> None:
         self.is_gone = False
         self._on_gone: Callable[[], object] | None = None
         self._socket = client
-        self._timeout_ms = int(timeout_s * 1000)
         self._watcher: Any = None
 
     def __enter__(self) -> ClientWatch:
         if self._socket is not None:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._timeout_ms)
             self._watcher = gevent.get_hub().loop.io(self._socket.fileno(), READABLE)
             self._watcher.start(self._on_readable)
         return self

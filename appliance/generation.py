@@ -101,7 +101,7 @@ class Generations:
         outcome, done = "internal_error", None
         try:
             with (
-                ClientWatch(order.client, self._config.client_timeout_s) as watch,
+                ClientWatch(order.client) as watch,
                 self._admission.enter(order.key_id, order.deadline_s) as ticket,
             ):
                 yield from self._wait_in_line(ticket, watch, order.deadline_s)

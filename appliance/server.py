@@ -68,6 +68,8 @@ class ApplianceServer(BaseApplication):
         if self._notify_socket:
             os.environ["NOTIFY_SOCKET"] = self._notify_socket
         wire.take_over()
+        for listener in worker.sockets:
+            wire.reset_unread(listener, self.config.client_timeout_s)
 
 
 class OneWorkerArbiter(Arbiter):

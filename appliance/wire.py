@@ -1,4 +1,5 @@
-"""The two things that gunicorn writes on the wire otherwise than we want: a chunk of a stream, and its own refusals."""
+"""Where gunicorn does on the wire what we do not want: it writes chunks and refusals its own way, and waits for ever for
+a client that does not read."""
 
 from __future__ import annotations
 
@@ -12,6 +13,12 @@ def take_over() -> None:
     """Put ours in the place of gunicorn's; in the worker only."""
     util.write_chunk = write_chunk  # type: ignore[assignment]  # called by position
     util.write_error = refuse_in_json  # type: ignore[assignment]  # called by position
+
+
+def reset_unread(listener: socket.socket, timeout_s: float) -> None:
+    """Have the kernel end each connection whose client leaves what it was sent unread for `timeout_s` seconds, or
+    unacknowledged, since it vanished without a word. A listener's connections inherit the option."""
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout_s * 1000))
 
 
 def write_chunk(client: socket.socket, data: bytes) -> None:

@@ -48,6 +48,7 @@ class Exchange:
         self._socket.connect(("127.0.0.1", port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.sendall(request)
+        self.own_port: int = self._socket.getsockname()[1]
         self._file = self._socket.makefile("rb")
         self._head: tuple[int, dict[str, str]] | None = None
         self._json: Any = None

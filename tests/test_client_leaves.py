@@ -6,6 +6,7 @@ SSE_PING_S is a minute here: nothing is written that could fail, so only the wat
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,3 +207,16 @@ def test_a_connection_that_only_says_hello_takes_nothing(node: Node) -> None:
     with socket.create_connection(("127.0.0.1", node.port)) as connection:
         connection.sendall(b"POST /generate HTTP/1.1\r\n")
         assert node.health()["active_requests"] == 0
+
+
+def test_one_that_reads_nothing_of_a_public_answer_loses_its_connection(node: Node) -> None:
+    pages = b"GET /openapi.json HTTP/1.1\r\nHost: node\r\n\r\n" * 800  # more than any socket's buffers hold
+    exchange = node.open(pages, receive_buffer=4096)
+    ends = f":{node.port:04X} ", f":{exchange.own_port:04X} 01 "  # the service's, the client's, "established"
+
+    def is_connected() -> bool:
+        return any(all(end in row for end in ends) for row in Path("/proc/net/tcp").read_text().splitlines())
+
+    assert is_connected()
+    wait_until(lambda: not is_connected(), "the connection is gone")
+    assert "Traceback" not in node.log
