@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
-from appliance.errors import ApplianceError, EngineFailed
+from appliance.errors import ApplianceError, EngineFailed, NotReady
 from appliance.protocol import (
     LOOPBACK,
+    RETRY_S,
     LoadedModel,
     LoadedModels,
     LoadOptions,
@@ -58,7 +59,7 @@ class Engine:
         """Ask for one generation, with the node's own load-time options unless others are given (a benchmark).
 
         Returns: the open stream; nothing has been read from it yet.
-        Raises: EngineUnreachable.
+        Raises: EngineUnreachable, NotReady.
         """
         load = options or self.options
 
@@ -117,7 +118,12 @@ class Engine:
 
     def _connect(self) -> socket.socket:
         # Not create_connection(): it would have gevent's resolver thread look up an address that is a number.
-        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        except OSError as error:  # no file descriptor is left
+            raise NotReady(
+                f"This node is out of resources: {error.strerror}; try again.", retry_after_s=RETRY_S
+            ) from error
         connection.settimeout(self.patience.connect_s)
         try:
             connection.connect((LOOPBACK, self.port))

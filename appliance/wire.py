@@ -1,5 +1,5 @@
-"""Where gunicorn does on the wire what we do not want: it writes chunks and refusals its own way, and waits for ever for
-a client that does not read."""
+"""Where gunicorn does on the wire what we do not want: how it writes a chunk and a refusal, and that it waits for ever
+for a client that does not read."""
 
 from __future__ import annotations
 

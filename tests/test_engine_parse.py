@@ -5,6 +5,7 @@ The bytes are captures of Ollama 0.33.0-rc2.
 
 from __future__ import annotations
 
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -25,10 +26,11 @@ from appliance.errors import (
     EngineStalled,
     EngineUnreachable,
     ModelMissing,
+    NotReady,
     PromptTooLong,
 )
 from appliance.httpbody import CHUNK_LIMIT_BYTES, ResponseBody
-from appliance.protocol import LoadOptions, Record, error_of
+from appliance.protocol import LoadOptions, Prompt, Record, error_of
 from appliance.recordstream import Patience, RecordStream
 
 TOKEN = (
@@ -310,3 +312,15 @@ class TestErrorOf:
 
     def test_the_engines_words_are_not_quoted_without_end(self, engine: Engine) -> None:
         assert len(self.error(engine, 500, b"x" * 100_000).detail) < 500
+
+
+def test_without_a_file_descriptor_it_is_this_node_that_is_not_ready() -> None:
+    engine = Engine(11434, "qwen2.5:3b", LoadOptions(512, 4, 128), "30m")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open("/dev/null") as lowest_free:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free.fileno() + 1, hard))
+        try:
+            with pytest.raises(NotReady, match="Too many open files"):
+                engine.generate(Prompt("Why?"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

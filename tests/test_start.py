@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -205,3 +206,13 @@ def test_the_settings_of_a_profile_are_used(engine: FakeHandle, tmp_path: Path) 
         assert engine.seen()["requests"][-1]["body"]["options"]["num_ctx"] == 300
     finally:
         assert node.stop() == 0
+
+
+def test_it_may_open_more_files_than_a_shell_allows(engine: FakeHandle, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with running_node(tmp_path, OLLAMA_PORT=engine.port) as node:
+            assert resource.prlimit(node.worker_pid(), resource.RLIMIT_NOFILE)[0] >= min(4096, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
