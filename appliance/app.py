@@ -46,7 +46,7 @@ def create_app(
     app.add_route("/ready", Ready(admission, residency))
     app.add_route("/generate", Generate(config, generations))
     app.add_route("/benchmark", Benchmark(config, Benchmarks(config, admission, engine, residency)))
-    app.add_route("/keys/generate", IssueKey(keys, config.key_issuance))
+    app.add_route("/keys/generate", IssueKey(keys, config.key_issuance, config.client_timeout_s))
     app.add_route("/metrics", metrics)
     app.add_route("/openapi.json", openapi.Document())
     return app

@@ -22,7 +22,7 @@ GIVEN_CHARS = 80
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-def read_body(req: falcon.Request, kind: type[T], timeout_s: float = 30.0) -> T:
+def read_body(req: falcon.Request, kind: type[T], timeout_s: float) -> T:
     """The request's body as a `kind`.
 
     Raises: UnsupportedMediaType, BodyTooLarge, BodyTimeout, MalformedBody, InvalidValue.

@@ -68,18 +68,22 @@ class IssueKey:
     """Makes keys over HTTP.
 
     issuance: `local` (the node itself), `open` (everybody), `off` (nobody).
+    body_timeout_s: how long a client may take to send its request.
     """
 
     key_required = False
 
-    def __init__(self, keyring: KeyRing, issuance: Issuance, bucket: TokenBucket | None = None) -> None:
+    def __init__(
+        self, keyring: KeyRing, issuance: Issuance, body_timeout_s: float, bucket: TokenBucket | None = None
+    ) -> None:
         self._keyring = keyring
         self._issuance = issuance
+        self._body_timeout_s = body_timeout_s
         self._bucket = bucket or TokenBucket(BURST, REFILL_S)
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         refuse_issuance(self._issuance, req)
-        wanted = read_body(req, KeyRequest)
+        wanted = read_body(req, KeyRequest, self._body_timeout_s)
         check_owner(wanted.owner)
         if (wait_s := self._bucket.take()) > 0:
             raise TooManyRequests(

@@ -39,7 +39,7 @@ def client(ring: FakeRing, issuance: Any, clock: FakeClock | None = None) -> Tes
     bucket = TokenBucket(10, 6.0, clock or FakeClock())
     app = falcon.App(middleware=[RequireApiKey(ring)])  # type: ignore[arg-type]
     app.add_error_handler(errors.ApplianceError, errors.render)
-    app.add_route("/keys/generate", IssueKey(ring, issuance, bucket))  # type: ignore[arg-type]
+    app.add_route("/keys/generate", IssueKey(ring, issuance, 30.0, bucket))  # type: ignore[arg-type]
     return TestClient(app)
 
 

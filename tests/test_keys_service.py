@@ -17,6 +17,8 @@ from bench.fake_handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 
+SETTINGS = {"CLIENT_TIMEOUT_S": 1}
+
 
 def ask_for_a_key(node: Node, owner: str = "alice", **headers: str) -> Exchange:
     given = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -40,6 +42,13 @@ def test_the_node_itself_gets_a_key_that_works_at_once(node: Node) -> None:
 def test_who_comes_through_a_proxy_gets_none(node: Node) -> None:
     answer = ask_for_a_key(node, X_Forwarded_For="127.0.0.1")
     assert (answer.status, answer.json()["error"]) == (403, "issuance_refused")
+
+
+def test_a_request_that_does_not_come_to_its_end_is_408(node: Node) -> None:
+    head = b"POST /keys/generate HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    answer = node.open(head + b"{")
+    assert answer.status == 408
+    assert "1 s" in answer.json()["detail"]
 
 
 def test_a_key_of_the_command_line_works_at_once_and_stops_within_a_second_of_its_end(node: Node) -> None:
