@@ -241,9 +241,9 @@ class Benchmarks:
 
         Raises: InvalidValue when it did.
         """
-        for model in self._engine.loaded_models():
+        for model in self._engine.own_loaded_models():
             size = model.context_length
-            if self._engine.model in (model.name, model.model) and size is not None and size < options.num_ctx:
+            if size is not None and size < options.num_ctx:
                 raise InvalidValue(
                     f"context_sizes: got {options.num_ctx}, but the engine loads this model with at most {size}.",
                     field="context_sizes",

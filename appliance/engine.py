@@ -24,6 +24,7 @@ from appliance.protocol import (
     chat_request,
     encode,
     error_of,
+    is_same_model,
     quote,
     unreachable,
 )
@@ -81,6 +82,10 @@ class Engine:
             return msgspec.json.decode(body, type=LoadedModels).models
         except msgspec.MsgspecError as error:
             raise EngineFailed(f"What /api/ps gives is not what Ollama sends: {error}") from error
+
+    def own_loaded_models(self) -> list[LoadedModel]:
+        """The rows of `loaded_models` that are this node's model. Raises: as it does."""
+        return [row for row in self.loaded_models() if is_same_model(row.name or row.model, self.model)]
 
     def has_model(self) -> bool:
         """Whether the model is in the engine's store.

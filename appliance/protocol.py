@@ -121,6 +121,16 @@ def chat_request(model: str, prompt: Prompt, load: LoadOptions, keep_alive: str 
     )
 
 
+def is_same_model(name: str, other: str) -> bool:
+    """Whether two names mean one model: Ollama leaves its registry, `library` and `latest` out, and ignores case."""
+    return _full_name(name) == _full_name(other)
+
+
+def _full_name(name: str) -> str:
+    name = name.lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
 def unreachable(port: int, error: Exception) -> EngineUnreachable:
     return EngineUnreachable(
         f"The engine does not answer on {LOOPBACK}:{port} ({type(error).__name__}); "

@@ -17,7 +17,7 @@ from gevent.event import AsyncResult
 
 from appliance.engine import Engine
 from appliance.errors import ApplianceError, EngineFailed, NotReady
-from appliance.protocol import LoadedModel, Prompt
+from appliance.protocol import Prompt
 
 CHECK_EVERY_S = 1.5  # an answer of the engine about itself is believed so long
 RETRY_S = 1.0
@@ -153,7 +153,7 @@ class Residency:
 
     def _note_context(self) -> None:
         """Ollama cuts a context that is larger than the model was trained for; that is then this node's."""
-        sizes = [m.context_length for m in self._ours() if m.context_length is not None]
+        sizes = [m.context_length for m in self._engine.own_loaded_models() if m.context_length is not None]
         if sizes and max(sizes) < self._own_context:
             self._own_context = max(sizes)
             log.warning(
@@ -193,16 +193,12 @@ class Residency:
 
     def _ask(self) -> EngineState:
         try:
-            ours = self._ours()
+            ours = self._engine.own_loaded_models()
         except ApplianceError as error:
             return EngineState(is_reachable=False, is_loaded=False, problem=error.detail)
         return EngineState(
             is_reachable=True, is_loaded=any(m.context_length in (None, self._own_context) for m in ours)
         )
-
-    def _ours(self) -> list[LoadedModel]:
-        name = self._engine.model
-        return [m for m in self._engine.loaded_models() if name in (m.name, m.model, m.name.removesuffix(":latest"))]
 
     def _bring_up(self) -> None:
         pause_s = RETRY_S

@@ -72,7 +72,7 @@ class FakeEngine:
         self.streams.append(FakeStream(self.silences))
         return self.streams[-1]
 
-    def loaded_models(self) -> list[LoadedModel]:
+    def own_loaded_models(self) -> list[LoadedModel]:
         size = min(self.asked[-1][1].num_ctx, self.context_limit)
         return [LoadedModel(name=self.model, model=self.model, context_length=size)]
 

@@ -30,7 +30,7 @@ from appliance.errors import (
     PromptTooLong,
 )
 from appliance.httpbody import CHUNK_LIMIT_BYTES, ResponseBody
-from appliance.protocol import LoadOptions, Prompt, Record, error_of
+from appliance.protocol import LoadOptions, Prompt, Record, error_of, is_same_model
 from appliance.recordstream import Patience, RecordStream
 
 TOKEN = (
@@ -324,3 +324,19 @@ def test_without_a_file_descriptor_it_is_this_node_that_is_not_ready() -> None:
                 engine.generate(Prompt("Why?"))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "is_same"),
+    [
+        ("qwen2.5:3b", "Qwen2.5:3B", True),
+        ("registry.ollama.ai/library/qwen2.5:3b", "qwen2.5:3b", True),
+        ("library/qwen2.5", "qwen2.5:latest", True),
+        ("mirror:5000/library/qwen2.5:3b", "mirror:5000/library/qwen2.5:3b", True),
+        ("mirror:5000/library/qwen2.5", "mirror:5000/library/qwen2.5:latest", True),
+        ("mirror:5000/library/qwen2.5:3b", "qwen2.5:3b", False),
+        ("qwen2.5:3b", "qwen2.5", False),
+    ],
+)
+def test_a_model_is_known_by_all_its_names(name: str, other: str, is_same: bool) -> None:
+    assert is_same_model(name, other) is is_same
