@@ -35,7 +35,7 @@ accesslog = None
 errorlog = "-"
 loglevel = "warning"
 
-# Heads beyond this are refused by gunicorn itself, a 10 kB key included.
+# Heads beyond this are refused by gunicorn itself; a key of 10 kB still comes through, for the service's own 401.
 limit_request_line = 4094
 limit_request_fields = 64
 limit_request_field_size = 16384
