@@ -81,6 +81,15 @@ class OneWorkerArbiter(Arbiter):
     _was_told_to_stop = False
 
     def signal(self, sig: int, frame: FrameType | None) -> None:
+        """Note a signal for the main loop.
+
+        A worker just forked has this handler too, until it has its own; there nobody would ever look at the note, and
+        a stop would wait for that worker in vain.
+        """
+        if os.getpid() != self.pid:
+            if sig in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
+                os._exit(0)
+            return
         if sig == signal.SIGTERM and self._was_told_to_stop:
             sig = signal.SIGQUIT
         self._was_told_to_stop = self._was_told_to_stop or sig == signal.SIGTERM

@@ -278,3 +278,13 @@ def test_sigterm_to_every_process_ends_as_one_to_the_master(own_node: Node, engi
     assert own_node.log.count("Draining") == 1
     (key,) = json.loads(own_node.command("keys", "list", "--json").stdout)
     assert key["last_used_at"] is not None
+
+
+def test_sigterm_while_the_worker_is_being_made_is_not_lost(engine: FakeHandle, tmp_path: Path) -> None:
+    node = Node(tmp_path, {"OLLAMA_PORT": engine.port, "DRAIN_S": 2 * DEADLINE_S})
+    try:
+        wait_until((tmp_path / "api_keys.db.pid").exists, "the master has begun")
+        node.terminate()
+        assert node.wait_for_exit() == 0
+    finally:
+        node.stop()
