@@ -77,7 +77,8 @@ def test_a_pid_file_left_by_a_power_cut_does_not_stop_the_start(engine: FakeHand
     assert not pid_file.exists()
 
 
-def test_a_pid_file_that_cannot_be_written_is_named_in_one_line(tmp_path: Path) -> None:
-    result = serve_in_vain(tmp_path, PORT=free_port(), PID_FILE="no/such/folder/pid")
+@pytest.mark.parametrize(("path", "reason"), [("no/such/folder/pid", "No such file"), (".", "Is a directory")])
+def test_a_pid_file_that_cannot_be_written_is_named_in_one_line(tmp_path: Path, path: str, reason: str) -> None:
+    result = serve_in_vain(tmp_path, PORT=free_port(), PID_FILE=path)
     assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
-    assert "PID_FILE: no/such/folder/pid" in result.stderr
+    assert f"PID_FILE: {path} cannot be written: {reason}" in result.stderr

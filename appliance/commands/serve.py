@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -49,19 +50,23 @@ def command(profile: Path | None, workers: int) -> None:
 def _refuse_second_service(pid_path: Path) -> None:
     """Remove a pid file that a power cut left, which gunicorn might take for a running service.
 
-    Raises: click.ClickException when there is one, and when the file could not be written.
+    Raises: click.ClickException when there is one, and when the file cannot be written, on a full disk say.
     """
-    if not os.access(pid_path.parent, os.W_OK):
-        raise click.ClickException(f"PID_FILE: {pid_path} cannot be written; choose a directory that can.")
-    try:
+    with suppress(OSError, ValueError):
         pid = int(pid_path.read_text())
-    except (OSError, ValueError):
-        return
-    if pid != os.getpid() and is_appliance(pid):
+        if pid != os.getpid() and is_appliance(pid):
+            raise click.ClickException(
+                f"process {pid} already serves with these settings ({pid_path}); stop it, or choose another PID_FILE."
+            )
+    try:
+        try:
+            pid_path.write_text(f"{os.getpid()}\n")
+        finally:
+            pid_path.unlink(missing_ok=True)
+    except OSError as error:
         raise click.ClickException(
-            f"process {pid} already serves with these settings ({pid_path}); stop it, or choose another PID_FILE."
-        )
-    pid_path.unlink(missing_ok=True)
+            f"PID_FILE: {pid_path} cannot be written: {error.strerror}; choose a place that can."
+        ) from error
 
 
 def _refuse_taken_address(config: Config) -> None:
