@@ -4,10 +4,17 @@ PYTHON ?= python3
 PORT ?= 8000
 ENGINE_PORT ?= 11434
 VENV := .venv
-BIN := $(VENV)/bin
+PY := $(VENV)/bin/python
+PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+METADATA := pyproject.toml
 SERVING := appliance/embedded/requirements.lock
 TESTING := tests/requirements.lock
-METADATA := pyproject.toml
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
+OFFLINE := { echo "installing failed: does this machine reach a package index?" >&2; exit 1; }
+COMPILE = $(PY) -m uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
+
+# A folder that was moved needs its install anew: what is editable is found by its path.
+$(shell [ "$$(cat $(VENV)/serving 2>/dev/null)" = "$(CURDIR)" ] || rm -f $(VENV)/serving)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test test-fast lint docs bench-gateway lock clean preflight preflight-tests
@@ -16,35 +23,36 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/serving ## Run engine and appliance here, stream an answer, serve until Ctrl-C (PORT=, ENGINE_PORT=, ONCE=1)
-	@$(BIN)/appliance demo --port $(PORT) --engine-port $(ENGINE_PORT) $(if $(ONCE),--once)
+	@$(PY) -m appliance demo --port $(PORT) --engine-port $(ENGINE_PORT) $(if $(ONCE),--once)
 
 demo-down: ## End a running demo
-	@if [ -x $(BIN)/appliance ]; then $(BIN)/appliance demo --down; else echo "no demo runs"; fi
+	@if [ -d .demo ]; then $(PY) -m appliance demo --down; else echo "no demo runs"; fi
 
 test: lint $(VENV)/testing ## All tests, of every tier
-	$(BIN)/python -m pytest
+	$(PY) -m pytest
 
 test-fast: $(VENV)/testing ## Tier 1: pure code, no servers
-	$(BIN)/python -m pytest -m "not tier2"
+	$(PY) -m pytest -m "not tier2"
 
 lint: $(VENV)/testing ## ruff and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 bench-gateway: $(VENV)/testing ## What the appliance adds to the engine, beside a bare relay
-	$(BIN)/python -m bench.gateway $(ARGS)
+	$(PY) -m bench.gateway $(ARGS)
 
 docs: $(VENV)/serving ## Write the generated parts of docs/
-	$(BIN)/appliance config docs --write docs/configuration.md
+	$(PY) -m appliance config docs --write docs/configuration.md
 
 lock: $(VENV)/testing ## Pin all dependencies anew, with hashes
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 --upgrade $(METADATA) -o appliance/requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 --extra embedded -c appliance/requirements.lock $(METADATA) -o $(SERVING)
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 --extra embedded --group dev -c $(SERVING) $(METADATA) -o $(TESTING)
+	$(INSTALL) uv
+	$(COMPILE) --upgrade $(METADATA) -o appliance/requirements.lock
+	$(COMPILE) --extra embedded -c appliance/requirements.lock $(METADATA) -o $(SERVING)
+	$(COMPILE) --extra embedded --group dev -c $(SERVING) $(METADATA) -o $(TESTING)
 
-clean: demo-down ## Remove what these targets made
+clean: ## Remove what these targets made
+	@if [ -d .demo ] && [ -e $(VENV)/serving ]; then $(PY) -m appliance demo --down; fi
 	rm -rf $(VENV) .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find appliance bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -58,20 +66,22 @@ preflight preflight-tests:
 	/sbin/ldconfig -p | grep -q 'libgomp\.so\.1' || lacks="$$lacks libgomp1"; \
 	for tool in $(NEEDS); do command -v $$tool >/dev/null || lacks="$$lacks $$tool"; done; \
 	if [ -n "$$lacks" ]; then echo "this machine lacks$$lacks; on Debian: sudo apt-get install$$lacks" >&2; exit 1; fi
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
-	  echo "$(PYTHON) is $$($(PYTHON) -V), but 3.11 to 3.13 is needed; choose another: make PYTHON=python3.13 …" >&2; exit 1; }
+	@case "$(PYTHON_VERSION)" in 3.11|3.12|3.13) ;; *) \
+	  echo "$(PYTHON) is Python $(PYTHON_VERSION), but 3.11 to 3.13 is needed: make PYTHON=python3.13 …" >&2; exit 1;; esac
 
-$(BIN)/pip: | preflight
+# Named for its version: after an upgrade of the system's Python the old one's packages are of no use.
+$(VENV)/python-$(PYTHON_VERSION): | preflight
 	@echo "setting up $(VENV) …"
-	@$(PYTHON) -m venv $(VENV)
-
-$(VENV)/serving: $(SERVING) $(METADATA) | preflight $(BIN)/pip
-	@echo "installing what the demo needs …"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $(SERVING)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
+
+$(VENV)/serving: $(SERVING) $(METADATA) $(VENV)/python-$(PYTHON_VERSION) | preflight
+	@echo "installing what the demo needs …"
+	@$(INSTALL) --require-hashes -r $(SERVING) || $(OFFLINE)
+	@$(INSTALL) --no-deps -e . || $(OFFLINE)
+	@echo "$(CURDIR)" > $@
 
 $(VENV)/testing: $(TESTING) | preflight-tests $(VENV)/serving
 	@echo "installing what the tests need …"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $(TESTING)
+	@$(INSTALL) --require-hashes -r $(TESTING) || $(OFFLINE)
 	@touch $@

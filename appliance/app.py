@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from typing import Any
 from uuid import uuid4
 
 import falcon
+from falcon.media import JSONHandler
 
 from appliance import errors, openapi
 from appliance.admission import Admission
@@ -37,6 +39,7 @@ def create_app(
     generations = Generations(config, admission, engine, residency, metrics)
     rules: list[Any] = [ReleaseAbandoned(), StampResponse(), RequireApiKey(keys)]
     app = falcon.App(middleware=rules)
+    app.resp_options.media_handlers[falcon.MEDIA_JSON] = JSONHandler(dumps=to_json_line)
     app.add_error_handler(Exception, report_bug)
     app.add_error_handler(falcon.HTTPError, render_http_error)
     app.add_error_handler(errors.ApplianceError, errors.render)
@@ -50,6 +53,11 @@ def create_app(
     app.add_route("/metrics", metrics)
     app.add_route("/openapi.json", openapi.Document())
     return app
+
+
+def to_json_line(media: object) -> str:
+    """JSON as people read it, with the line's end that a terminal expects."""
+    return json.dumps(media, ensure_ascii=False) + "\n"
 
 
 class StampResponse:

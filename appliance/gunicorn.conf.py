@@ -8,8 +8,9 @@ bind = node.bind
 workers = 1
 worker_class = "gevent"
 
-# Connections held at once; more wait in the kernel. Slots and line bound the generations, this bounds the memory.
-worker_connections = 1000
+# Connections held at once; more wait in the kernel. Slots and line bound the generations, this bounds the memory: room
+# for all of them, and for those that a full line refuses or that ask how the node is.
+worker_connections = node.max_concurrent_requests + node.max_queue_size + 1000
 backlog = 256
 
 # Seconds to read a request's head, and to keep an idle connection: a slow or silent client goes.

@@ -26,7 +26,7 @@ from appliance import one_worker, wire
 from appliance.config import Config
 
 CONF = Path(__file__).with_name("gunicorn.conf.py")
-OPEN_FILES = 4096  # two for each of gunicorn.conf.py's 1000 connections, the client's and the engine's, and room
+SPARE_FILES = 100  # beside the connections: the database, libraries, pipes
 log = logging.getLogger("appliance")
 
 
@@ -64,7 +64,7 @@ class ApplianceServer(BaseApplication):
     def run(self) -> None:
         # systemd is told READY by the worker when the model is warm; gunicorn would tell it now.
         self._notify_socket = os.environ.pop("NOTIFY_SOCKET", None)
-        _allow_open_files()
+        _allow_open_files(self.cfg.worker_connections + self.config.max_concurrent_requests + SPARE_FILES)
         OneWorkerArbiter(self).run()
 
     def _after_fork(self, arbiter: Arbiter, worker: Any) -> None:
@@ -112,9 +112,9 @@ class OneWorkerArbiter(Arbiter):
         log.warning("SIGHUP changes nothing: settings are read at start; restart the service.")
 
 
-def _allow_open_files() -> None:
-    """Shells and systemd start a process with a soft limit of 1024, less than half of which could be generations."""
+def _allow_open_files(number: int) -> None:
+    """Shells and systemd start a process with a soft limit of 1024, which is less than the connections need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -49,7 +49,7 @@ def test_it_says_stop_where_the_model_ended_by_itself(node: Node, engine: FakeHa
 def test_the_bytes_are_those_of_the_contract(node: Node) -> None:
     raw = b"".join(node.generate(max_tokens=1)._payload()).decode()
     token = 'event: token\ndata: {"token": " the", "done": false}\n\n'
-    assert re.fullmatch(re.escape(token) + r'event: done\ndata: \{"done":true,[^\n]*\}\n\n', raw)
+    assert re.fullmatch(re.escape(token) + r'event: done\ndata: \{"done": true, [^\n]*\}\n\n', raw)
 
 
 def test_the_headers_keep_proxies_from_buffering(node: Node) -> None:

@@ -212,7 +212,7 @@ def test_it_may_open_more_files_than_a_shell_allows(engine: FakeHandle, tmp_path
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        with running_node(tmp_path, OLLAMA_PORT=engine.port) as node:
-            assert resource.prlimit(node.worker_pid(), resource.RLIMIT_NOFILE)[0] >= min(4096, hard)
+        with running_node(tmp_path, OLLAMA_PORT=engine.port, MAX_QUEUE_SIZE=3000) as node:
+            assert resource.prlimit(node.worker_pid(), resource.RLIMIT_NOFILE)[0] >= min(4000, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import http.client
 import json
 import os
@@ -25,6 +26,7 @@ PROMPT = "Explain gravity in one sentence."
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.05
+PORT = click.IntRange(1, 65535)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # The settings of the demo's node: a model this small on a machine that does other things too.
@@ -48,8 +50,8 @@ class DemoFailed(click.ClickException):
 
 
 @click.command()
-@click.option("--port", default=8000, show_default=True, help="The appliance's port.")
-@click.option("--engine-port", default=11434, show_default=True, help="The engine's port.")
+@click.option("--port", default=8000, show_default=True, type=PORT, help="The appliance's port.")
+@click.option("--engine-port", default=11434, show_default=True, type=PORT, help="The engine's port.")
 @click.option(
     "--dir",
     "folder",
@@ -66,25 +68,55 @@ def command(port: int, engine_port: int, folder: Path, once: bool, down: bool) -
     Then serves until Ctrl-C, SIGTERM or `appliance demo --down`. Everything it makes is in --dir.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    pid_file = folder / "demo.pid"
+    pid_file = PidFile(folder / "demo.pid")
     if down:
         _end_running(pid_file)
         return
-    if (pid := _running(pid_file)) is not None:
-        raise DemoFailed(f"a demo runs already (process {pid}); `make demo-down` ends it.")
-    _refuse_taken(port, "the appliance", "PORT", port + 1)
-    _refuse_taken(engine_port, "the engine", "ENGINE_PORT", engine_port + 1)
-    _fetch_model()
-    signal.signal(signal.SIGTERM, _interrupt)
     with ExitStack() as stack:
-        stack.callback(pid_file.unlink, missing_ok=True)
-        pid_file.write_text(f"{os.getpid()}\n")
+        if not stack.enter_context(pid_file.held()):
+            raise DemoFailed(f"a demo runs already (process {pid_file.read()}); `make demo-down` ends it.")
+        _refuse_taken(port, "the appliance", "PORT", 8001)
+        _refuse_taken(engine_port, "the engine", "ENGINE_PORT", 11500)
+        _fetch_model()
+        signal.signal(signal.SIGTERM, _interrupt)
         try:
             _run(stack, port, engine_port, folder, once)
         except KeyboardInterrupt:
             click.echo("\nstopping …")
         except BrokenPipeError:  # the terminal that read us has gone
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+class PidFile:
+    """Names the demo that runs in a folder: it holds a lock on the file, which ends with it whatever ends it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @contextmanager
+    def held(self) -> Iterator[bool]:
+        """Whether this process could take the lock; it has it for as long as the block lasts."""
+        with self._path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield True
+
+    def read(self) -> int | None:
+        """The demo's process; None where none runs."""
+        try:
+            with self._path.open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return None
+        except BlockingIOError:
+            return int(self._path.read_text())
+        return None
 
 
 def _run(stack: ExitStack, port: int, engine_port: int, folder: Path, once: bool) -> None:
@@ -209,6 +241,8 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, path: str, log: Path)
         if time.monotonic() > ends_at:
             raise DemoFailed(f"port {port} is silent after {START_TIMEOUT_S:g} s; the log {log} says:\n{_tail(log)}")
         time.sleep(POLL_S)
+    if process.poll() is not None:
+        raise DemoFailed(f"another program answers on port {port}; the log {log} says:\n{_tail(log)}")
 
 
 def _answers(port: int, path: str) -> bool:
@@ -236,23 +270,14 @@ def _refuse_taken(port: int, whose: str, variable: str, other: int) -> None:
             raise DemoFailed(f"port {port} for {whose} cannot be had ({error.strerror}); {remedy}") from error
 
 
-def _running(pid_file: Path) -> int | None:
-    try:
-        pid = int(pid_file.read_text())
-        is_demo = b"demo" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except (OSError, ValueError):
-        return None
-    return pid if is_demo else None
-
-
-def _end_running(pid_file: Path) -> None:
-    pid = _running(pid_file)
+def _end_running(pid_file: PidFile) -> None:
+    pid = pid_file.read()
     if pid is None:
         click.echo("no demo runs")
         return
     os.kill(pid, signal.SIGTERM)
     ends_at = time.monotonic() + 2 * STOP_TIMEOUT_S
-    while _running(pid_file) == pid:
+    while pid_file.read() == pid:
         if time.monotonic() > ends_at:
             raise DemoFailed(f"process {pid} has not ended within {2 * STOP_TIMEOUT_S:g} s.")
         time.sleep(POLL_S)
