@@ -89,7 +89,8 @@ def test_ttft_is_measured_on_the_stream(node: Node, engine: FakeHandle) -> None:
     engine.turn(prefill_s=0.2, tokens_per_s=50)
     sample = benchmark(node, runs=1, max_tokens=6).json()["samples"][1]
     assert sample["ttft_ms"] >= 200
-    assert sample["latency_ms"] >= sample["ttft_ms"] + 5 * 20 - 1
+    assert sample["latency_ms"] >= 200 + 5 * 20 - 1  # the engine's schedule; a late reader only adds to it
+    assert sample["latency_ms"] > sample["ttft_ms"]
 
 
 def test_it_measures_the_nodes_own_settings_where_none_are_given(node: Node, engine: FakeHandle) -> None:
