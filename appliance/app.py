@@ -88,6 +88,7 @@ def render_http_error(req: falcon.Request, resp: falcon.Response, ex: Exception,
     """Falcon's own errors (404, 405 …) in the shape of ours."""
     assert isinstance(ex, falcon.HTTPError)
     resp.status = ex.status
+    resp.content_type = falcon.MEDIA_JSON
     resp.media = {"error": _code(ex.title or "error"), "detail": ex.description or _hint(req, ex)}
     resp.stream = None
     if ex.headers:

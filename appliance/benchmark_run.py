@@ -114,7 +114,8 @@ class Benchmarks:
                 ticket = self._admission.enter_exclusive(key_id)
                 try:
                     yield from self._wait_alone(ticket, watch)
-                    yield from wait_for_model(self._residency, ticket, watch, self._config.sse_ping_s)
+                    load_ends_at = time.monotonic() + TIME_LIMIT_S
+                    yield from wait_for_model(self._residency, ticket, watch, self._config.sse_ping_s, load_ends_at)
                     try:
                         samples = yield from self._measure(job, ticket, watch)
                     finally:
@@ -172,7 +173,7 @@ class Benchmarks:
             progress = _progress(job, run, samples)
             try:
                 samples.append((yield from self._run(job.prompt(run), run, progress, ticket, watch, ends_at)))
-                if run.is_warm_up:
+                if run.is_warm_up and run.options != self._engine.options:
                     self._check_context(run.options)
             except ClientGone:
                 raise

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any
 
 import gevent
+from gevent.core import READ  # type: ignore[import-not-found]  # the stubs leave it out
 
-READABLE = 1  # libev's EV_READ
 TCP_ESTABLISHED = 1  # tcpi_state, the first byte of Linux' struct tcp_info
 PIPELINED_POLL_S = 0.02
 
@@ -41,7 +41,7 @@ class ClientWatch:
 
     def __enter__(self) -> ClientWatch:
         if self._socket is not None:
-            self._watcher = gevent.get_hub().loop.io(self._socket.fileno(), READABLE)
+            self._watcher = gevent.get_hub().loop.io(self._socket.fileno(), READ)
             self._watcher.start(self._on_readable)
         return self
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from typing import Any
 
+import gevent
 import msgspec
 
 from appliance.errors import ApplianceError, EngineFailed, NotReady
@@ -31,6 +32,7 @@ from appliance.protocol import (
 from appliance.recordstream import Patience, RecordStream
 
 ANSWER_LIMIT_BYTES = 1024 * 1024
+PULL_SILENCE_S = 900.0  # "verifying sha256 digest" says nothing while it reads gigabytes from an SD card
 ANSWER_TIMEOUT_S = 5.0  # what it holds, it says at once, but on a busy Pi not in milliseconds
 
 
@@ -108,7 +110,7 @@ class Engine:
         import httpx
         import ollama
 
-        timeout = httpx.Timeout(self.patience.stall_s, connect=self.patience.connect_s)
+        timeout = httpx.Timeout(PULL_SILENCE_S, connect=self.patience.connect_s)
         client = ollama.Client(host=f"http://{LOOPBACK}:{self.port}", timeout=timeout, trust_env=False)
         try:
             for progress in client.pull(self.model, stream=True):
@@ -143,8 +145,9 @@ class Engine:
         try:
             headers = {"Content-Type": "application/json"} if body else {}
             connection.request(method, path, encode(body) if body else None, headers)
-            response = connection.getresponse()
-            return response.status, response.read(ANSWER_LIMIT_BYTES)
+            with gevent.Timeout(ANSWER_TIMEOUT_S, TimeoutError()):  # all of it: one that drips bytes holds nobody
+                response = connection.getresponse()
+                return response.status, response.read(ANSWER_LIMIT_BYTES)
         except (OSError, HTTPException) as error:
             raise unreachable(self.port, error) from error
         finally:

@@ -98,12 +98,13 @@ class Generations:
         Raises: ApplianceError, at any point; ClientGone when the client left.
         """
         arrived = time.monotonic()
-        outcome, done = "internal_error", None
+        outcome, done, level = "internal_error", None, logging.DEBUG  # refusals may come by the hundred a second
         try:
             with (
                 ClientWatch(order.client) as watch,
                 self._admission.enter(order.key_id, order.deadline_s) as ticket,
             ):
+                level = logging.INFO
                 yield from self._wait_in_line(ticket, watch, order.deadline_s)
                 ends_at = min(
                     ticket.started_at + self._config.generation_timeout_s,
@@ -123,7 +124,7 @@ class Generations:
         finally:
             self._metrics.generations.labels(outcome).inc()
             summary = _summary(done, arrived)
-            log.info("generate id=%s key=%s outcome=%s %s", order.request_id, order.key_id, outcome, summary)
+            log.log(level, "generate id=%s key=%s outcome=%s %s", order.request_id, order.key_id, outcome, summary)
 
     def _wait_in_line(self, ticket: Ticket, watch: ClientWatch, deadline_s: float | None) -> Iterator[Happening]:
         """Events while the ticket waits; ends when it runs. Raises: WaitTimeout, its refusal, ClientGone."""
@@ -186,7 +187,9 @@ class Generations:
                 raise ticket.refusal from None
             raise
         finally:
-            self._metrics.tokens_after_client_left.inc(stream.close())
+            unread = stream.close()
+            if watch.is_gone:
+                self._metrics.tokens_after_client_left.inc(unread)
 
     def _done(self, last: Record, queue_s: float, ttft_s: float | None) -> Done:
         self._residency.used()
@@ -208,7 +211,7 @@ class Generations:
 
 
 def wait_for_model(
-    residency: Residency, ticket: Ticket, watch: ClientWatch, ping_s: float, ends_at: float = math.inf
+    residency: Residency, ticket: Ticket, watch: ClientWatch, ping_s: float, ends_at: float
 ) -> Iterator[Silence]:
     """Events while the service loads the model, where it is not in memory; until `ends_at` (monotonic seconds).
 

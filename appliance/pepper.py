@@ -12,11 +12,9 @@ import stat
 import tempfile
 from pathlib import Path
 
+from appliance.config import PEPPER_BYTES_MAX, PEPPER_BYTES_MIN
 from appliance.keyfile import KeyStoreError
 from appliance.keys import holds_keys
-
-PEPPER_BYTES_MIN = 16
-PEPPER_BYTES_MAX = 4096
 
 log = logging.getLogger(__name__)
 

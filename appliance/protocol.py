@@ -189,4 +189,6 @@ def _too_long(error: Any, num_ctx: int) -> PromptTooLong | None:
 
 
 def quote(words: str) -> str:
+    """The engine's own words on one line, not the whole of a book."""
+    words = " ".join(words.split())
     return words if len(words) <= QUOTED_CHARS else words[:QUOTED_CHARS] + "…"

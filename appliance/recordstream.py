@@ -15,6 +15,7 @@ from types import TracebackType
 
 import gevent
 import msgspec
+from gevent.core import READ  # type: ignore[import-not-found]  # the stubs leave it out
 from gevent.hub import Waiter
 
 from appliance.errors import ApplianceError, EngineFailed, EngineStalled
@@ -24,7 +25,6 @@ from appliance.protocol import LOOPBACK, RETRY_S, Record, decode_record, quote, 
 RECEIVE_BYTES = 16 * 1024
 LINE_LIMIT_BYTES = 1024 * 1024
 LEAST_TIMEOUT_S = 0.001
-READABLE = 1  # libev's EV_READ
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class RecordStream:
         self._error_of = error_of
         self._socket = connection
         self._hub = gevent.get_hub()
-        self._watcher = self._hub.loop.io(connection.fileno(), READABLE)
+        self._watcher = self._hub.loop.io(connection.fileno(), READ)
         self._body = ResponseBody()
         self._is_aborted = False
         self._failure: EngineFailed | None = None  # behind records that have been handed on

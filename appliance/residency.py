@@ -110,8 +110,7 @@ class Residency:
         if not state.is_reachable:
             return state.problem
         if not state.is_loaded and not self._is_idle_expired():
-            self._begin_load()
-            if self._failure is not None:
+            if self._begin_load() is None and self._failure is not None:
                 return self._failure.detail
             return self.stage if self.stage != "ready" else "loading the model"
         return None

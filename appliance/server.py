@@ -53,13 +53,13 @@ class ApplianceServer(BaseApplication):
             if value is not None and name in self.cfg.settings:
                 self.cfg.set(name, value)
         self.cfg.set("post_fork", self._after_fork)
-        self.cfg.set("post_worker_init", lambda worker: self._service.attach())
+        self.cfg.set("post_worker_init", lambda worker: self._lifecycle.attach())
 
     def load(self) -> Any:
-        from appliance.service import Service  # in the worker only: the master stays small
+        from appliance.lifecycle import Lifecycle  # in the worker only: the master stays small
 
-        self._service = Service(self.config, self._pepper)
-        return self._service.app
+        self._lifecycle = Lifecycle(self.config, self._pepper)
+        return self._lifecycle.app
 
     def run(self) -> None:
         # systemd is told READY by the worker when the model is warm; gunicorn would tell it now.

@@ -36,6 +36,8 @@ def command(profile: Path | None, wait_s: float) -> None:
         reason, active = service.reason_not_ready(), service.active_requests()
         if reason == "draining" and active == 0:
             break
+        if reason != "draining":
+            service.send(signal.SIGUSR1)  # again: a worker that was being made has not heard it
         if time.monotonic() > ends_at:
             raise click.ClickException(f"still busy after {wait_s:g} s: {active} requests run.")
         time.sleep(POLL_S)

@@ -28,7 +28,7 @@ CLOSING_S = 1.0  # for the last events of generations that are cut off
 log = logging.getLogger("appliance")
 
 
-class Service:
+class Lifecycle:
     """Everything that one worker serves with."""
 
     def __init__(self, config: Config, pepper: bytes) -> None:
@@ -70,6 +70,8 @@ class Service:
         systemd.notify(f"READY=1\nSTATUS=serving {self._engine.model}")
 
     def _drain(self) -> None:
+        if self._admission.is_draining:
+            return
         log.info("Draining: %d running, %d waiting", self._admission.running, self._admission.waiting)
         self._admission.drain()
         systemd.notify("STATUS=draining")
