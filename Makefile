@@ -9,7 +9,7 @@ PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_
 METADATA := pyproject.toml
 SERVING := appliance/embedded/requirements.lock
 TESTING := tests/requirements.lock
-INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
+INSTALL := $(PY) -m pip install --retries 2 --quiet --disable-pip-version-check
 OFFLINE := { echo "installing failed: does this machine reach a package index?" >&2; exit 1; }
 COMPILE = $(PY) -m uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 
@@ -23,10 +23,10 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/serving ## Run engine and appliance here, stream an answer, serve until Ctrl-C (PORT=, ENGINE_PORT=, ONCE=1)
-	@$(PY) -m appliance demo --port $(PORT) --engine-port $(ENGINE_PORT) $(if $(ONCE),--once)
+	@$(PY) -m appliance demo --port $(PORT) --engine-port $(ENGINE_PORT) $(if $(filter-out 0 no,$(ONCE)),--once)
 
 demo-down: ## End a running demo
-	@if [ -d .demo ]; then $(PY) -m appliance demo --down; else echo "no demo runs"; fi
+	@if [ -d .demo ] && [ -e $(VENV)/serving ]; then $(PY) -m appliance demo --down; else echo "no demo runs"; fi
 
 test: lint $(VENV)/testing ## All tests, of every tier
 	$(PY) -m pytest
@@ -52,7 +52,7 @@ lock: $(VENV)/testing ## Pin all dependencies anew, with hashes
 	$(COMPILE) --extra embedded --group dev -c $(SERVING) $(METADATA) -o $(TESTING)
 
 clean: ## Remove what these targets made
-	@if [ -d .demo ] && [ -e $(VENV)/serving ]; then $(PY) -m appliance demo --down; fi
+	@-if [ -d .demo ] && [ -e $(VENV)/serving ]; then $(PY) -m appliance demo --down; fi
 	rm -rf $(VENV) .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find appliance bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -61,7 +61,7 @@ preflight: NEEDS :=
 preflight-tests: NEEDS := curl
 preflight preflight-tests:
 	@lacks=; \
-	command -v $(PYTHON) >/dev/null || lacks="$$lacks python3"; \
+	command -v $(PYTHON) >/dev/null || lacks="$$lacks $(notdir $(PYTHON))"; \
 	$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || lacks="$$lacks python3-venv"; \
 	/sbin/ldconfig -p | grep -q 'libgomp\.so\.1' || lacks="$$lacks libgomp1"; \
 	for tool in $(NEEDS); do command -v $$tool >/dev/null || lacks="$$lacks $$tool"; done; \

@@ -136,8 +136,8 @@ class KeyRing:
 
     def _finish(self) -> None:
         self._write_uses()
-        self._write(self._store.close)
         self._reader_thread.apply(self._reader.close)
+        self._write(self._store.close)  # last: who may write then folds the -wal into the file
         self._reader_thread.kill()
         self._writer_thread.kill()
 

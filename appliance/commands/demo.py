@@ -41,6 +41,7 @@ SETTINGS = {
     "MAX_CONCURRENT_REQUESTS": "2",
     "KEY_ISSUANCE": "local",
     "API_KEYS_DB": "api_keys.db",
+    "DRAIN_S": "3",
     "LOG_LEVEL": "info",
 }
 
@@ -74,15 +75,17 @@ def command(port: int, engine_port: int, folder: Path, once: bool, down: bool) -
         return
     with ExitStack() as stack:
         if not stack.enter_context(pid_file.held()):
-            raise DemoFailed(f"a demo runs already (process {pid_file.read()}); `make demo-down` ends it.")
-        _refuse_taken(port, "the appliance", "PORT", 8001)
-        _refuse_taken(engine_port, "the engine", "ENGINE_PORT", 11500)
+            raise DemoFailed("a demo runs already in this folder; `make demo-down` ends it.")
+        if port == engine_port:
+            raise DemoFailed(f"port {port} cannot serve both; choose another: make demo ENGINE_PORT={_free_port()}")
+        _refuse_taken(port, "the appliance", "PORT")
+        _refuse_taken(engine_port, "the engine", "ENGINE_PORT")
         _fetch_model()
         signal.signal(signal.SIGTERM, _interrupt)
         try:
             _run(stack, port, engine_port, folder, once)
         except KeyboardInterrupt:
-            click.echo("\nstopping …")
+            click.echo("\nstopping; running answers get 3 seconds …")
         except BrokenPipeError:  # the terminal that read us has gone
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
@@ -115,7 +118,8 @@ class PidFile:
         except FileNotFoundError:
             return None
         except BlockingIOError:
-            return int(self._path.read_text())
+            text = self._path.read_text().strip()
+            return int(text) if text else None  # locked, and not written yet: as if it were not there yet
         return None
 
 
@@ -237,7 +241,7 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, path: str, log: Path)
     ends_at = time.monotonic() + START_TIMEOUT_S
     while not _answers(port, path):
         if process.poll() is not None:
-            raise DemoFailed(f"it ended at once; its log {log} says:\n{_tail(log)}")
+            raise DemoFailed(f"what should serve port {port} ended at once; its log {log} says:\n{_tail(log)}")
         if time.monotonic() > ends_at:
             raise DemoFailed(f"port {port} is silent after {START_TIMEOUT_S:g} s; the log {log} says:\n{_tail(log)}")
         time.sleep(POLL_S)
@@ -260,14 +264,20 @@ def _tail(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-12:])
 
 
-def _refuse_taken(port: int, whose: str, variable: str, other: int) -> None:
+def _refuse_taken(port: int, whose: str, variable: str) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            remedy = f"choose another: make demo {variable}={other}"
+            remedy = f"choose another: make demo {variable}={_free_port()}"
             raise DemoFailed(f"port {port} for {whose} cannot be had ({error.strerror}); {remedy}") from error
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
 
 
 def _end_running(pid_file: PidFile) -> None:

@@ -30,6 +30,7 @@ def command(profile: Path | None, wait_s: float) -> None:
     (or --wait 0), 1 when there is no service or it was still busy after --wait.
     """
     service = RunningService.find(profile)
+    service.require_answer()
     service.send(signal.SIGUSR1)
     ends_at = time.monotonic() + wait_s
     while wait_s:

@@ -132,7 +132,7 @@ def rotate(config: Config, key_id: str, overlap: int) -> None:
     """
     with opened(config, must_exist=True) as store:
         issued = store.rotate(key_id, overlap)
-    end = f"works {overlap} s longer" if overlap else "is revoked"
+    end = f"works until {iso(round(time.time() + overlap))}" if overlap else "is revoked"
     hand_over(issued, f"takes the place of {key_id}, which {end}")
 
 

@@ -19,5 +19,7 @@ from appliance.commands.running import RunningService
 )
 def command(profile: Path | None) -> None:
     """Take generations again after a drain. Exit status: 0, or 1 when there is no service."""
-    RunningService.find(profile).send(signal.SIGUSR2)
+    service = RunningService.find(profile)
+    service.require_answer()
+    service.send(signal.SIGUSR2)
     click.echo("told to take generations again")

@@ -37,7 +37,10 @@ class RunningService:
         try:
             pid = int(path.read_text())
         except FileNotFoundError:
-            raise click.ClickException(f"no service runs with these settings: there is no {path}.") from None
+            raise click.ClickException(
+                f"no service runs with these settings: there is no {path.absolute()}; --config names the "
+                "profile that it was started with."
+            ) from None
         except (OSError, ValueError) as error:
             raise click.ClickException(f"{path} cannot be read: {error}.") from error
         if not is_appliance(pid):
@@ -45,6 +48,13 @@ class RunningService:
                 f"no service runs with these settings: {path} names process {pid}, which is none."
             )
         return cls(config, pid)
+
+    def require_answer(self) -> None:
+        """Before it is told anything: that the service of this pid file is the one of these settings' port.
+
+        Raises: click.ClickException when nothing answers there.
+        """
+        self.active_requests()
 
     def send(self, signum: signal.Signals) -> None:
         """Raises: click.ClickException when it may not, or the process is gone."""
