@@ -122,3 +122,11 @@ def test_a_wrong_pepper_stops_the_start_and_says_why(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert "were made under another pepper" in ended.stderr
     assert "an0ther" not in ended.stderr
+
+
+def test_a_stopped_service_leaves_the_keys_in_one_file(fake_engine: FakeHandle, tmp_path: Path) -> None:
+    with running_node(tmp_path, OLLAMA_PORT=fake_engine.port) as node:
+        node.wait_until_ready()
+        assert node.stop() == 0
+    assert (tmp_path / "api_keys.db").exists()
+    assert not (tmp_path / "api_keys.db-wal").exists()
