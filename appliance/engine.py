@@ -102,7 +102,7 @@ class Engine:
     def pull(self) -> Iterator[tuple[str, float | None]]:
         """Pull the model: pairs of what the engine is doing and the share done (0 to 1), where it is known.
 
-        The official client serves here, imported only now: it and pydantic take 17 MB that a node with its model in
+        The official client serves here, imported only now: it and pydantic take 14 MB that a node with its model in
         place need not spend.
 
         Raises: EngineUnreachable, EngineFailed.

@@ -1,7 +1,7 @@
 """One generation's stream, read from the socket itself.
 
-Not through the official client, whose httpx and pydantic layers cost more a token than the rest of the service
-together (docs/dependencies.md has the figures).
+Not through the official client, whose httpx and pydantic layers cost half as much again a token, and more memory than
+all else of the service (docs/dependencies.md has the figures).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import DEADLINE_S, Event, Exchange, Node, names_of, running_node, wait_until
+from harness import DEADLINE_S, Event, Exchange, Node, free_port, names_of, running_node, wait_until
 
 from bench.fake_handle import FakeHandle
 
@@ -288,3 +288,11 @@ def test_sigterm_while_the_worker_is_being_made_is_not_lost(engine: FakeHandle, 
         assert node.wait_for_exit() == 0
     finally:
         node.stop()
+
+
+def test_drain_with_another_services_port_tells_nobody(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(node.env, "PORT", str(free_port()))
+    result = node.command("drain")
+    assert result.returncode == 1
+    assert "does not answer on port" in result.stderr
+    assert node.ready().status == 200
