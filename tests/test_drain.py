@@ -296,3 +296,11 @@ def test_drain_with_another_services_port_tells_nobody(node: Node, monkeypatch: 
     assert result.returncode == 1
     assert "does not answer on port" in result.stderr
     assert node.ready().status == 200
+
+
+def test_refusals_do_not_fill_the_log(node: Node) -> None:
+    assert node.command("drain").returncode == 0
+    assert node.generate(headers={"X-Request-ID": "refused-while-draining"}).status == 503
+    assert node.command("resume").returncode == 0
+    wait_until(lambda: node.ready().status == 200, "it takes generations again")
+    assert "refused-while-draining" not in node.log
