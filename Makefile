@@ -8,6 +8,7 @@ PY := $(VENV)/bin/python
 PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 METADATA := pyproject.toml
 SERVING := appliance/embedded/requirements.lock
+CONTROLLING := ansible/requirements.lock
 TESTING := tests/requirements.lock
 INSTALL := $(PY) -m pip install --retries 2 --quiet --disable-pip-version-check
 OFFLINE := { echo "installing failed: does this machine reach a package index?" >&2; exit 1; }
@@ -17,7 +18,7 @@ COMPILE = $(PY) -m uv pip compile --quiet --universal --generate-hashes --no-hea
 $(shell [ "$$(cat $(VENV)/serving 2>/dev/null)" = "$(CURDIR)" ] || rm -f $(VENV)/serving)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test test-fast lint docs bench-gateway lock clean preflight preflight-tests
+.PHONY: help demo fleet demo-down test test-fast lint docs bench-gateway lock clean preflight preflight-tests
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +40,9 @@ lint: $(VENV)/testing ## ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+fleet: $(VENV)/controlling ## Install what runs the playbooks: then . .venv/bin/activate
+	@echo "ansible-playbook is in $(VENV)/bin; . $(VENV)/bin/activate puts it on the path"
+
 bench-gateway: $(VENV)/testing ## What the appliance adds to the engine, beside a bare relay
 	$(PY) -m bench.gateway $(ARGS)
 
@@ -49,7 +53,8 @@ lock: $(VENV)/testing ## Pin all dependencies anew, with hashes
 	$(INSTALL) uv
 	$(COMPILE) --upgrade $(METADATA) -o appliance/requirements.lock
 	$(COMPILE) --extra embedded -c appliance/requirements.lock $(METADATA) -o $(SERVING)
-	$(COMPILE) --extra embedded --group dev -c $(SERVING) $(METADATA) -o $(TESTING)
+	$(COMPILE) --extra fleet -c appliance/requirements.lock $(METADATA) -o $(CONTROLLING)
+	$(COMPILE) --extra embedded --extra fleet --group dev -c $(SERVING) -c $(CONTROLLING) $(METADATA) -o $(TESTING)
 
 clean: ## Remove what these targets made
 	@-if [ -d .demo ] && [ -e $(VENV)/serving ]; then $(PY) -m appliance demo --down; fi
@@ -80,6 +85,12 @@ $(VENV)/serving: $(SERVING) $(METADATA) $(VENV)/python-$(PYTHON_VERSION) | prefl
 	@$(INSTALL) --require-hashes -r $(SERVING) || $(OFFLINE)
 	@$(INSTALL) --no-deps -e . || $(OFFLINE)
 	@echo "$(CURDIR)" > $@
+
+$(VENV)/controlling: $(CONTROLLING) $(METADATA) $(VENV)/python-$(PYTHON_VERSION) | preflight
+	@echo "installing what the playbooks need …"
+	@$(INSTALL) --require-hashes -r $(CONTROLLING) || $(OFFLINE)
+	@$(INSTALL) --no-deps -e . || $(OFFLINE)
+	@touch $@
 
 $(VENV)/testing: $(TESTING) | preflight-tests $(VENV)/serving
 	@echo "installing what the tests need …"
