@@ -147,6 +147,19 @@ def test_without_a_service_the_commands_say_so(tmp_path: Path, running: Node) ->
         assert "no service runs" in result.stderr
 
 
+def test_if_running_takes_no_service_for_drained(tmp_path: Path, running: Node) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "appliance", "drain", "--if-running"],
+        env={**running.env, "PID_FILE": "nobody.pid"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "nothing to drain" in result.stdout
+
+
 def test_another_programs_process_is_left_alone(tmp_path: Path, running: Node) -> None:
     """After a power cut the pid file may name anybody; SIGUSR1 would end most."""
     with (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from appliance.commands.running import RunningService
+from appliance.commands.running import NotServing, RunningService
 
 POLL_S = 0.25
 
@@ -23,14 +23,21 @@ POLL_S = 0.25
 @click.option(
     "--wait", "wait_s", default=60.0, show_default=True, help="Seconds to wait until nothing runs; 0: do not."
 )
-def command(profile: Path | None, wait_s: float) -> None:
+@click.option("--if-running", is_flag=True, help="No service, or one that does not answer, is no error.")
+def command(profile: Path | None, wait_s: float, if_running: bool) -> None:
     """Take no new generations; running ones finish, waiting ones are told to try again.
 
     /ready turns 503. `appliance resume` undoes it, and so does a restart. Exit status: 0 when nothing runs any more
     (or --wait 0), 1 when there is no service or it was still busy after --wait.
     """
-    service = RunningService.find(profile)
-    service.require_answer()
+    try:
+        service = RunningService.find(profile)
+        service.require_answer()
+    except NotServing as nobody:
+        if not if_running:
+            raise
+        click.echo(f"nothing to drain: {nobody.message}")
+        return
     service.send(signal.SIGUSR1)
     ends_at = time.monotonic() + wait_s
     while wait_s:

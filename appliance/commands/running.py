@@ -19,6 +19,10 @@ TIMEOUT_S = 5.0
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where a service that listens everywhere is asked
 
 
+class NotServing(click.ClickException):
+    """Nothing runs with these settings, or what runs does not answer."""
+
+
 @dataclass(frozen=True)
 class RunningService:
     """A running `appliance serve`, found by the pid file of its settings."""
@@ -28,7 +32,7 @@ class RunningService:
 
     @classmethod
     def find(cls, profile: Path | None) -> RunningService:
-        """Raises: click.ClickException when the settings are wrong or nothing runs with them."""
+        """Raises: NotServing, click.ClickException when the settings are wrong or the pid file cannot be read."""
         try:
             config = load(profile).config
         except ConfigError as error:
@@ -37,14 +41,14 @@ class RunningService:
         try:
             pid = int(path.read_text())
         except FileNotFoundError:
-            raise click.ClickException(
+            raise NotServing(
                 f"no service runs with these settings: there is no {path.absolute()}; --config names the "
                 "profile that it was started with."
             ) from None
         except (OSError, ValueError) as error:
             raise click.ClickException(f"{path} cannot be read: {error}.") from error
         if not is_appliance(pid):
-            raise click.ClickException(
+            raise NotServing(
                 f"no service runs with these settings: {path} names process {pid}, which is none."
             )
         return cls(config, pid)
@@ -52,7 +56,7 @@ class RunningService:
     def require_answer(self) -> None:
         """Before it is told anything: that the service of this pid file is the one of these settings' port.
 
-        Raises: click.ClickException when nothing answers there.
+        Raises: NotServing when nothing answers there.
         """
         self.active_requests()
 
@@ -76,7 +80,7 @@ class RunningService:
             connection.request("GET", path)
             answer: dict[str, Any] = json.loads(connection.getresponse().read())
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise click.ClickException(f"the service does not answer on port {self.config.port}: {error}.") from error
+            raise NotServing(f"the service does not answer on port {self.config.port}: {error}.") from error
         else:
             return answer
         finally:
