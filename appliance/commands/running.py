@@ -48,9 +48,7 @@ class RunningService:
         except (OSError, ValueError) as error:
             raise click.ClickException(f"{path} cannot be read: {error}.") from error
         if not is_appliance(pid):
-            raise NotServing(
-                f"no service runs with these settings: {path} names process {pid}, which is none."
-            )
+            raise NotServing(f"no service runs with these settings: {path} names process {pid}, which is none.")
         return cls(config, pid)
 
     def require_answer(self) -> None:
