@@ -108,3 +108,23 @@ def test_docs_refuses_a_page_without_marks(run, tmp_path):
     page.write_text("nothing\n")
     assert run("docs", "--write", str(page)).exit_code == 1
     assert page.read_text() == "nothing\n"
+
+
+@pytest.mark.parametrize("command", [("config", "show"), ("drain",), ("keys", "list"), ("resume",), ("serve",)])
+def test_every_command_with_a_profile_also_takes_it_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    profile = tmp_path / "node.env"
+    profile.write_text("N_CTX=64\n")
+    monkeypatch.setenv("APPLIANCE_CONFIG", str(profile))
+    refused = CliRunner().invoke(main, command)
+    assert refused.exit_code != 0
+    assert f"N_CTX: '64' is not allowed; it must be a whole number from 128 to 131072 (profile {profile})" in (
+        refused.output
+    )
+    assert "[env var: APPLIANCE_CONFIG]" in " ".join(CliRunner().invoke(main, [*command, "--help"]).output.split())
+
+
+def test_an_empty_variable_names_no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APPLIANCE_CONFIG", "")
+    assert CliRunner().invoke(main, ["config", "show"]).exit_code == 0

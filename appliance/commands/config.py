@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import click
 import msgspec
 
+from appliance.commands.profile import profile_option
 from appliance.config import SETTINGS
 from appliance.sources import ConfigError, Loaded, load
 
@@ -22,7 +23,7 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--config", "profile", type=click.Path(path_type=Path), metavar="FILE", help="A profile to read.")
+@profile_option("A profile to read.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object with value, unit and source of each name.")
 def show(profile: Path | None, as_json: bool) -> None:
     """Print each setting with its value, its unit and where it came from.

@@ -20,6 +20,8 @@ from typing import Any
 
 import click
 
+from appliance.commands.profile import VARIABLE
+
 HOST = "127.0.0.1"
 MODEL = "smollm2:135m"
 PROMPT = "Explain gravity in one sentence."
@@ -208,7 +210,7 @@ def _process(
         process = subprocess.Popen(  # noqa: S603  # our own program
             [sys.executable, "-m", "appliance", *arguments],
             cwd=folder,
-            env={**os.environ, **settings},
+            env={**os.environ, VARIABLE: "", **settings},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -8,18 +8,14 @@ from pathlib import Path
 
 import click
 
+from appliance.commands.profile import profile_option
 from appliance.commands.running import NotServing, RunningService
 
 POLL_S = 0.25
 
 
 @click.command()
-@click.option(
-    "--config",
-    "profile",
-    type=click.Path(path_type=Path),
-    help="The profile that the service was started with.",
-)
+@profile_option()
 @click.option(
     "--wait", "wait_s", default=60.0, show_default=True, help="Seconds to wait until nothing runs; 0: do not."
 )

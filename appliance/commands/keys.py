@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from appliance import pepper
+from appliance.commands.profile import profile_option
 from appliance.config import Config
 from appliance.errors import ApplianceError, InvalidValue
 from appliance.key import IssuedKey, Key, check_owner
@@ -57,7 +58,7 @@ def owner_name(text: str) -> str:
 def with_config(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command `--config FILE` and, as its first argument, the settings."""
 
-    @click.option("--config", "profile", type=click.Path(path_type=Path), help="The profile the service runs with.")
+    @profile_option("The profile the service runs with.")
     @wraps(function)
     def configured(profile: Path | None, **arguments: Any) -> None:
         try:

@@ -7,16 +7,12 @@ from pathlib import Path
 
 import click
 
+from appliance.commands.profile import profile_option
 from appliance.commands.running import RunningService
 
 
 @click.command()
-@click.option(
-    "--config",
-    "profile",
-    type=click.Path(path_type=Path),
-    help="The profile that the service was started with.",
-)
+@profile_option()
 def command(profile: Path | None) -> None:
     """Take generations again after a drain. Exit status: 0, or 1 when there is no service."""
     service = RunningService.find(profile)

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from appliance import one_worker, pepper
+from appliance.commands.profile import profile_option
 from appliance.commands.running import is_appliance
 from appliance.config import Config
 from appliance.keyfile import KeyStoreError
@@ -21,7 +22,7 @@ EXIT_SETTINGS = 2
 
 
 @click.command()
-@click.option("--config", "profile", type=click.Path(path_type=Path), help="A profile: NAME=VALUE lines.")
+@profile_option("A profile: NAME=VALUE lines.")
 @click.option("-w", "--workers", default=1, show_default=True, help="Always 1; more is refused, with the reason.")
 def command(profile: Path | None, workers: int) -> None:
     """Run the HTTP service until SIGTERM.
