@@ -97,7 +97,7 @@ problems:
 
 TIMEOUT_S = 5.0
 ANSWER_BYTES_MAX = 1 << 20
-ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where one that listens everywhere is asked
 LINKS = {"appliance": "/opt/pi-llm/current", "ollama": "/opt/ollama/current"}
 UNITS = ("ollama", "pi-llm")
 LISTEN = "0A"
