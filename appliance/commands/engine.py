@@ -1,4 +1,8 @@
-"""`appliance engine`: run the embedded engine, or only make sure that its model is here."""
+"""`appliance engine`: run the embedded engine, or only make sure that its model is here.
+
+With --store it stands in for Ollama as a whole: it serves what is in a store, and pulls into it from a folder that
+plays the registry.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,20 @@ from pathlib import Path
 import click
 
 from appliance.embedded import llama, weights
-from appliance.embedded.api import Api
+from appliance.embedded.api import VERSION, Api
 from appliance.embedded.errors import SetupProblem
 from appliance.embedded.gguf import Model
+from appliance.embedded.models import Models, OneModel, StoredModels
 from appliance.embedded.options import FOREVER_S, LoadOptions, parse_duration
+from appliance.embedded.pull import Registry
 from appliance.embedded.runner import Runner
+from appliance.embedded.store import Store
 from appliance.embedded.wire import Server
 
 # Ollama has 512; but llama.cpp stops for a client that left, and serves the other slots, only between batches.
 NUM_BATCH = 64
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 def _named_model(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, Path] | None:
@@ -67,6 +76,11 @@ def _keep_alive(context: click.Context, parameter: click.Parameter, value: str) 
     envvar="OLLAMA_MAX_QUEUE",
     help="Requests that may wait for a load.",
 )
+@click.option("--store", type=FOLDER, help="Serve the models of this Ollama store instead.")
+@click.option("--registry", type=FOLDER, help="A store that models are pulled from.")
+@click.option("--registry-rate", type=click.FloatRange(min=1), metavar="BYTES/S", help="How fast pulls may be.")
+@click.option("--no-prune", is_flag=True, envvar="OLLAMA_NOPRUNE", help="Keep what a pull leaves unused.")
+@click.option("--says-version", default=VERSION, show_default=True, help="What /api/version answers.")
 @click.option("--fetch-only", is_flag=True, help="Make sure that the model is on this machine, and end.")
 def command(
     host: str,
@@ -77,13 +91,27 @@ def command(
     parallel: int,
     keep_alive: float,
     max_queue: int,
+    store: Path | None,
+    registry: Path | None,
+    registry_rate: float | None,
+    no_prune: bool,
+    says_version: str,
     fetch_only: bool,
 ) -> None:
+    if store is None and registry:
+        raise click.UsageError("--registry needs --store, the folder that models are pulled into")
+    if store and (model or fetch_only):
+        raise click.UsageError("--store serves what is in it, so neither --model nor --fetch-only goes with it")
     llama.use_one_arena()
     try:
         llama.library()
-        name, path = model or (weights.NAME, weights.ensure())
-        served = Model.open(name, path)
+        if store:
+            source = Registry(Store(registry), registry_rate) if registry else None
+            models: Models = _stored(store, source, not no_prune)
+            what = f"the store {store}"
+        else:
+            served = Model.open(*(model or (weights.NAME, weights.ensure())))
+            models, what = OneModel(served), served.name
     except SetupProblem as problem:
         raise click.ClickException(str(problem)) from None
     if fetch_only:
@@ -91,11 +119,18 @@ def command(
         return
     runner = Runner(lambda wanted: llama.Llama(wanted.model, wanted.load, parallel), parallel, keep_alive, max_queue)
     defaults = LoadOptions(num_ctx=num_ctx, num_batch=NUM_BATCH, num_thread=threads)
-    serve(host, port, Api([served], runner, defaults, _is_loopback(host)), runner, served)
+    serve(host, port, Api(models, runner, defaults, _is_loopback(host), says_version), runner, what)
 
 
-def serve(host: str, port: int, api: Api, runner: Runner[llama.Llama], served: Model) -> None:
-    """Serve until SIGTERM or SIGINT, then end this process with 0."""
+def _stored(directory: Path, registry: Registry | None, removes_unused: bool) -> StoredModels:
+    """Raises: SetupProblem when the store cannot be made."""
+    store = Store(directory)
+    store.prepare()
+    return StoredModels(store, registry, removes_unused)
+
+
+def serve(host: str, port: int, api: Api, runner: Runner[llama.Llama], what: str) -> None:
+    """Serve until SIGTERM or SIGINT, then end this process with 0. what: is served, for the line that tells it."""
     try:
         server = Server(host, port, api)
     except OSError as error:
@@ -104,7 +139,7 @@ def serve(host: str, port: int, api: Api, runner: Runner[llama.Llama], served: M
     signal.pthread_sigmask(signal.SIG_BLOCK, endings)  # for every thread to come, llama.cpp's too
     threading.Thread(target=runner.unload_expired_for_ever, daemon=True).start()
     threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
-    click.echo(f"listening on http://{host}:{server.port} with {served.name}, not Ollama but its API")
+    click.echo(f"listening on http://{host}:{server.port} with {what}, not Ollama but its API")
     sys.stdout.flush()
     signal.sigwait(endings)
     server.shutdown()

@@ -5,6 +5,10 @@
     prompts.py     the ChatML template, and what is cut from a prompt too long   (pure)
     gguf.py        the facts in a model file's header
     weights.py     where the model file is, and how it gets there, once
+    manifests.py   names of models, and the lists of their blobs                 (pure)
+    store.py       the files of an Ollama store
+    pull.py        a model's way from one store into another
+    models.py      what is served: one file, or what is in a store
     llama.py       the only file that knows xllamacpp: load, tokenize, complete
     runner.py      who runs now, who waits, what is loaded and until when
     peer.py        whether the client at the other end is still there

@@ -1,15 +1,17 @@
 """The routes: Ollama's HTTP API, as far as the appliance, the bench and the official client use it.
 
-Left out, against Ollama: embeddings, model management other than pull of what is here, the OpenAI routes, logprobs,
-CORS headers, and Go templates in a request. The guard that ends Ollama's stream when a model repeats one token is
-left out too. `shift`, `truncate`, `context` and `format` work as they do there.
+Left out, against Ollama: embeddings, model management other than pull and delete, the OpenAI routes, logprobs,
+CORS headers, Go templates in a request, and what a stored model's own system and params layers say. The guard that ends
+Ollama's stream when a model repeats one token is left out too. `shift`, `truncate`, `context` and `format` work as they
+do there.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +21,7 @@ from appliance.embedded.generation import Generation, non_zero, stops_of
 from appliance.embedded.gguf import Model, full_name
 from appliance.embedded.hosts import is_own_host, is_own_origin
 from appliance.embedded.llama import Llama
+from appliance.embedded.models import Models
 from appliance.embedded.options import LoadOptions
 from appliance.embedded.prompts import CHATML_IN_GO, is_chatml
 from appliance.embedded.runner import Runner
@@ -34,13 +37,19 @@ class Api:
     """Answers the requests.
 
     models: what is served. defaults: load options where a request is silent. on_loopback: only this machine can
-    reach us, so a foreign Host header is a web page's trick.
+    reach us, so a foreign Host header is a web page's trick. version: what /api/version answers.
     """
 
     def __init__(
-        self, models: Sequence[Model], runner: Runner[Llama], defaults: LoadOptions, on_loopback: bool
+        self,
+        models: Models,
+        runner: Runner[Llama],
+        defaults: LoadOptions,
+        on_loopback: bool,
+        version: str = VERSION,
     ) -> None:
-        self._models = {full_name(model.name): model for model in models}
+        self._models = models
+        self._version = version
         self._runner = runner
         self._defaults = defaults
         self._on_loopback = on_loopback
@@ -51,6 +60,7 @@ class Api:
             "/api/ps": {"GET": self.ps},
             "/api/show": {"POST": self.show},
             "/api/pull": {"POST": self.pull},
+            "/api/delete": {"DELETE": self.delete},
             "/api/generate": {"POST": self.generate},
             "/api/chat": {"POST": self.chat},
         }
@@ -78,10 +88,10 @@ class Api:
         exchange.text("Ollama is running")
 
     def version(self, exchange: Exchange) -> None:
-        exchange.json({"version": VERSION})
+        exchange.json({"version": self._version})
 
     def tags(self, exchange: Exchange) -> None:
-        exchange.json({"models": [self._listed(model) for model in self._models.values()]})
+        exchange.json({"models": [self._listed(model) for model in self._models.all()]})
 
     def _listed(self, model: Model) -> dict[str, Any]:
         details = model.details | {
@@ -95,8 +105,7 @@ class Api:
             "size": model.size,
             "digest": model.digest,
             "details": {name: value for name, value in details.items() if value is not None},
-            "capabilities": _CAPABILITIES,
-        }
+        } | ({"capabilities": _CAPABILITIES} if model.header else {})
 
     def ps(self, exchange: Exchange) -> None:
         """What is loaded. `size` is the file's; the cache of each slot comes on top."""
@@ -122,7 +131,7 @@ class Api:
         name, _ = parse_named(exchange.body, "ShowRequest")
         if not name:
             raise EngineError(400, "model is required")
-        model = self._find(name, full_name(name))
+        model = self._find(name, "show", full_name(name))
         hidden = ("general.name", "tokenizer.chat_template")
         plain = is_chatml(model.chat_template)
         shown = {
@@ -141,24 +150,27 @@ class Api:
         )
 
     def pull(self, exchange: Exchange) -> None:
-        """Pull of a model that is here: what Ollama answers when there is nothing to download."""
         name, streams = parse_named(exchange.body, "PullRequest")
         exchange.streams = streams
-        if not name:
+        if not name or not _NAME.fullmatch(name):
             raise EngineError(400, "invalid model name")
-        model = self._models.get(full_name(name))
-        write = exchange.record if streams else (lambda _: None)
-        write({"status": "pulling manifest"})
-        if model is None:
-            raise EngineError(500, "pull model manifest: file does not exist")
-        blob = {"digest": f"sha256:{model.digest}", "total": model.size, "completed": model.size}
-        write({"status": f"pulling {model.digest[:12]}", **blob})
-        for status in ("verifying sha256 digest", "writing manifest"):
-            write({"status": status})
-        if streams:
-            exchange.record({"status": "success"})
-            return
-        exchange.json({"status": "success"}, content_type="application/json")
+        record: dict[str, Any] = {}
+        with closing(self._models.pull(name, exchange.peer.is_gone)) as records:
+            for record in records:
+                if streams:
+                    exchange.record(record)
+        if not streams:
+            exchange.json(record, content_type="application/json")
+
+    def delete(self, exchange: Exchange) -> None:
+        name, _ = parse_named(exchange.body, "DeleteRequest")
+        if not name:
+            raise EngineError(400, "model is required")
+        if not _NAME.fullmatch(name):
+            raise EngineError(400, f'name "{name}" is invalid')
+        if not self._models.delete(name):
+            raise EngineError(404, f"model '{name}' not found")
+        exchange.empty()
 
     def generate(self, exchange: Exchange) -> None:
         started_ns = time.monotonic_ns()
@@ -172,14 +184,14 @@ class Api:
         self._run(exchange, ask, True, started_ns)
 
     def _run(self, exchange: Exchange, ask: Ask, is_chat: bool, started_ns: int) -> None:
-        model = self._find(ask.model)
+        model = self._find(ask.model, "chat" if is_chat else "generate")
         Generation(exchange, ask, is_chat, started_ns).run(model, self._runner, self._defaults)
 
-    def _find(self, name: str, shown_as: str | None = None) -> Model:
+    def _find(self, name: str, purpose: str, shown_as: str | None = None) -> Model:
         """Raises: EngineError 400 for what cannot be a name, 404 for what is not here."""
         if name and not _NAME.fullmatch(name):
             raise EngineError(400, "invalid model name")
-        model = self._models.get(full_name(name))
+        model = self._models.find(name, purpose) if name else None
         if model is None:
             raise EngineError(404, f"model '{shown_as or name}' not found")
         return model

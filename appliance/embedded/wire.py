@@ -51,6 +51,10 @@ class Exchange(BaseHTTPRequestHandler):
     def text(self, text: str) -> None:
         self._whole(text.encode(), HTTPStatus.OK, PLAIN)
 
+    def empty(self) -> None:
+        """Done, and nothing to say."""
+        self._whole(b"", HTTPStatus.OK, "")
+
     def refuse(self, status: int, reason: str = "", headers: Mapping[str, str] | None = None) -> None:
         """An answer that is no JSON; without a reason it has no body."""
         self._whole(reason.encode(), status, BARE_PLAIN if reason else "", headers)
