@@ -1,4 +1,4 @@
-"""Which addresses are test hosts: those on podman's bridge here, never one for which a packet would leave the machine."""
+"""Which addresses are test hosts: those on podman's bridge here, never one for which a packet leaves the machine."""
 
 from __future__ import annotations
 
