@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
+import secrets
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,11 +14,15 @@ TOKEN_LENGTH = 59
 OWNER_LENGTH_MAX = 100
 _TOKEN = re.compile(r"pk_([0-9a-f]{12})_([A-Za-z0-9_-]{43})", re.ASCII)
 State = Literal["active", "revoked", "expired"]
+Source = Literal["fleet", "probe"]
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One row of the file. Times are unix seconds; `digest` is kept out of every rendering."""
+    """One row of the file. Times are unix seconds; `digest` is kept out of every rendering.
+
+    source: None for a key made on this node, `fleet` for one of the inventory's, `probe` for that of `appliance probe`.
+    """
 
     id: str
     owner: str
@@ -27,6 +32,7 @@ class Key:
     expires_at: int | None
     replaced_by: str | None
     digest: bytes = field(repr=False)
+    source: Source | None = None
 
     def state(self, now: float) -> State:
         if self.revoked_at is not None:
@@ -54,9 +60,24 @@ def parse(token: str) -> tuple[str, str] | None:
     return None if match is None else (match[1], match[2])
 
 
+def new_parts() -> tuple[str, str]:
+    """Return the (public id, secret) of a key that nobody has."""
+    return secrets.token_hex(6), secrets.token_urlsafe(32)
+
+
+def joined(key_id: str, secret: str) -> str:
+    """The whole key, as its owner sends it."""
+    return f"pk_{key_id}_{secret}"
+
+
 def digest(pepper: bytes, secret: str) -> bytes:
     """HMAC-SHA256. A fast function is right here: the secret is 256 random bits, not a password."""
     return hmac.digest(pepper, secret.encode("ascii"), "sha256")
+
+
+def pepper_check(pepper: bytes) -> bytes:
+    """What a file remembers of its pepper, to know it again."""
+    return hmac.digest(pepper, b"pi-llm-fleet: the pepper of these keys", "sha256")
 
 
 def check_owner(owner: str) -> None:

@@ -14,6 +14,9 @@ from urllib.parse import quote
 
 from appliance.errors import KeysUnavailable, StorageFull
 
+# What this code reads. A file's `user_version` is the least that its reader must know. Only a migration that older code
+# cannot live with raises it, and FORMAT with it; a column that may be null leaves it, for a rolled-back appliance.
+FORMAT = 1
 BUSY_TIMEOUT_S = 5
 ROOM_NEEDED_BYTES = 1 << 20
 
@@ -47,8 +50,12 @@ def _create_pepper_check(db: sqlite3.Connection) -> None:
     db.execute("create table pepper_check (only_row integer primary key check (only_row = 1), digest blob) strict")
 
 
+def _add_source(db: sqlite3.Connection) -> None:
+    db.execute("alter table api_keys add column source text")
+
+
 # In the order of their making. A released one is never edited, renamed or removed: files remember its name.
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_api_keys, _create_pepper_check)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_api_keys, _create_pepper_check, _add_source)
 
 
 def connect(path: Path, mode: Literal["ro", "rw"]) -> sqlite3.Connection:

@@ -11,12 +11,12 @@ A key is `pk_<public id>_<secret>`. The file holds the id and HMAC-SHA256(pepper
     └── pepper.PepperError
     KeyNotFound             no key has this id
     KeyNotActive            the key is revoked, expired or already rotated
+    KeyOfFleet              the inventory says what this key is
 """
 
 from __future__ import annotations
 
 import hmac
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +24,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from appliance.errors import KeysUnavailable, TooManyRequests
-from appliance.key import IssuedKey, Key, check_owner, digest
+from appliance.key import IssuedKey, Key, Source, check_owner, digest, joined, new_parts, pepper_check
 from appliance.keyfile import (
+    FORMAT,
     MIGRATIONS,
     DatabaseTooNew,
     KeyStoreError,
@@ -38,7 +39,9 @@ from appliance.keyfile import (
 )
 
 NO_LIMIT = 2**62
-_SELECT = "select id, owner, created_at, last_used_at, revoked_at, expires_at, replaced_by, digest from api_keys"
+_SELECT = (
+    "select id, owner, created_at, last_used_at, revoked_at, expires_at, replaced_by, digest, source from api_keys"
+)
 
 
 class WrongPepper(KeyStoreError):
@@ -53,12 +56,16 @@ class KeyNotActive(Exception):
     pass
 
 
+class KeyOfFleet(Exception):
+    pass
+
+
 class KeyStore:
     """The keys of one node, for one thread at a time.
 
     pepper: what the digests are made under; see pepper.py.
     clock: gives unix seconds.
-    key_limit: `issue` refuses when so many keys are active.
+    key_limit: `issue` refuses when so many keys made on this node are active.
 
     Raises: KeyStoreError when the file cannot be opened, WrongPepper, DatabaseTooNew.
     """
@@ -115,7 +122,7 @@ class KeyStore:
                 raise as_answer(error, self.path) from error
             raise
 
-    def issue(self, owner: str, expires_at: float | None = None) -> IssuedKey:
+    def issue(self, owner: str, expires_at: float | None = None, source: Source | None = None) -> IssuedKey:
         """Make a key; when this returns, the key survives a power cut.
 
         expires_at: unix seconds, or None for a key that does not expire.
@@ -126,7 +133,7 @@ class KeyStore:
         with self.db() as db:
             self._require_own_pepper(db)
             self._require_room(db)
-            return self._insert(db, owner, expires_at)
+            return self._insert(db, owner, expires_at, source)
 
     def list(self) -> Sequence[Key]:
         """Every key there ever was, oldest first."""
@@ -134,8 +141,8 @@ class KeyStore:
             rows = self._connection.execute(f"{_SELECT} order by created_at, rowid")
             return [Key(*row) for row in rows]
 
-    def revoke(self, key_id: str) -> None:
-        """Make a key useless for good; revoking it again changes nothing.
+    def revoke(self, key_id: str) -> Key:
+        """Make a key useless; revoking it again changes nothing. Of the fleet's keys, a sync brings it back.
 
         Raises: KeyNotFound, StorageFull, KeysUnavailable.
         """
@@ -145,6 +152,7 @@ class KeyStore:
             )
             if cursor.rowcount != 1:
                 raise KeyNotFound(_not_found(key_id))
+            return Key(*db.execute(f"{_SELECT} where id = ?", (key_id,)).fetchone())
 
     def rotate(self, key_id: str, overlap_s: float) -> IssuedKey:
         """Give the owner a new key, which works at once, and let the old one run out.
@@ -156,7 +164,7 @@ class KeyStore:
 
         key_limit does not count here: a node that is full must still be able to change a leaked key.
 
-        Raises: KeyNotFound, KeyNotActive, StorageFull, KeysUnavailable.
+        Raises: KeyNotFound, KeyNotActive, KeyOfFleet, StorageFull, KeysUnavailable.
         """
         now = self._now()
         with self.db() as db:
@@ -178,18 +186,21 @@ class KeyStore:
     def _now(self) -> int:
         return int(self._clock())
 
-    def _insert(self, db: sqlite3.Connection, owner: str, expires_at: float | None) -> IssuedKey:
-        key_id, secret, now = secrets.token_hex(6), secrets.token_urlsafe(32), self._now()
+    def _insert(
+        self, db: sqlite3.Connection, owner: str, expires_at: float | None, source: Source | None = None
+    ) -> IssuedKey:
+        (key_id, secret), now = new_parts(), self._now()
         until = None if expires_at is None else int(expires_at)
         db.execute(
-            "insert into api_keys (id, digest, owner, created_at, expires_at) values (?, ?, ?, ?, ?)",
-            (key_id, digest(self.pepper, secret), owner, now, until),
+            "insert into api_keys (id, digest, owner, created_at, expires_at, source) values (?, ?, ?, ?, ?, ?)",
+            (key_id, digest(self.pepper, secret), owner, now, until, source),
         )
-        return IssuedKey(f"pk_{key_id}_{secret}", key_id, owner, now)
+        return IssuedKey(joined(key_id, secret), key_id, owner, now)
 
     def _require_room(self, db: sqlite3.Connection) -> None:
         (active,) = db.execute(
-            "select count(*) from api_keys where revoked_at is null and coalesce(expires_at > ?, true)",
+            "select count(*) from api_keys"
+            " where source is null and revoked_at is null and coalesce(expires_at > ?, true)",
             (self._now(),),
         ).fetchone()
         if active >= self._key_limit:
@@ -203,6 +214,11 @@ class KeyStore:
         if row is None:
             raise KeyNotFound(_not_found(key_id))
         key = Key(*row)
+        if key.source == "fleet":
+            raise KeyOfFleet(
+                f"Key {key_id} of {key.owner!r} comes from the fleet's inventory; change it in vault_keys there, and "
+                "`ansible-playbook ansible/keys.yml` brings it to every node."
+            )
         if (state := key.state(now)) != "active":
             raise KeyNotActive(
                 f"Key {key_id} of {key.owner!r} is {state}; make a new one with `appliance keys create --owner NAME`."
@@ -220,38 +236,43 @@ class KeyStore:
         )
 
     def _migrate(self) -> None:
-        known = [step.__name__ for step in MIGRATIONS]
         with self.db() as db:
+            (needed,) = db.execute("pragma user_version").fetchone()
+            if needed > FORMAT:
+                raise DatabaseTooNew(
+                    f"{self.path} was written by a newer version of the appliance (its format is {needed}, and this "
+                    f"version knows {FORMAT}); run that version, or give API_KEYS_DB another file."
+                )
             db.execute("create table if not exists migrations (name text primary key, applied_at integer) strict")
             applied = {name for (name,) in db.execute("select name from migrations")}
-            if unknown := sorted(applied.difference(known)):
-                raise DatabaseTooNew(
-                    f"{self.path} was written by a newer version of the appliance (it has "
-                    f"{', '.join(unknown)}); run that version, or give API_KEYS_DB another file."
-                )
             for step in MIGRATIONS:
                 if step.__name__ not in applied:
                     step(db)
                     db.execute("insert into migrations values (?, ?)", (step.__name__, self._now()))
 
     def _claim(self) -> None:
-        """Refuse a wrong pepper. A file without keys takes on the one it is opened with: nothing is lost."""
+        """Refuse a wrong pepper, unless nothing is lost with the old one.
+
+        A file without working keys of this node's own takes on the pepper that it is opened with: the fleet's keys come
+        back with the next sync, the probe's with the next probe.
+        """
         with self.db() as db:
-            if db.execute("select 1 from api_keys limit 1").fetchone() is not None:
-                self._require_own_pepper(db)
+            (check,) = db.execute("select digest from pepper_check").fetchone() or (None,)
+            if check == pepper_check(self.pepper):
                 return
-            db.execute("insert or replace into pepper_check (only_row, digest) values (1, ?)", (self._check_value(),))
+            if db.execute("select 1 from api_keys where source is null and revoked_at is null").fetchone() is not None:
+                self._require_own_pepper(db)
+            db.execute(
+                "insert or replace into pepper_check (only_row, digest) values (1, ?)", (pepper_check(self.pepper),)
+            )
 
     def _require_own_pepper(self, db: sqlite3.Connection) -> None:
         row = db.execute("select digest from pepper_check").fetchone()
-        if row is None or not hmac.compare_digest(row[0], self._check_value()):
+        if row is None or not hmac.compare_digest(row[0], pepper_check(self.pepper)):
             raise WrongPepper(
                 f"The keys in {self.path} were made under another pepper, so every key would be rejected; "
                 "give the earlier API_KEY_PEPPER or API_KEY_PEPPER_FILE again, or another API_KEYS_DB."
             )
-
-    def _check_value(self) -> bytes:
-        return hmac.digest(self.pepper, b"pi-llm-fleet: the pepper of these keys", "sha256")
 
 
 class KeyReader:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from fake_clock import FakeClock
 
 from appliance import keyfile, keys
 from appliance.errors import InvalidValue, KeysUnavailable, StorageFull, TooManyRequests
-from appliance.key import parse
+from appliance.key import Source, parse, pepper_check
 from appliance.keyfile import DatabaseTooNew, KeyStoreError
-from appliance.keys import KeyNotActive, KeyNotFound, KeyStore, WrongPepper
+from appliance.keys import KeyNotActive, KeyNotFound, KeyOfFleet, KeyStore, WrongPepper
 
 PEPPER = b"a pepper of the tests"
 DAY_S = 86400
@@ -213,6 +214,31 @@ def test_a_database_without_keys_takes_on_a_new_pepper(store: KeyStore, path: Pa
     assert [key.owner for key in store.list()] == ["alice"]
 
 
+@pytest.mark.parametrize(("source", "is_kept"), [(None, True), ("fleet", False), ("probe", False)])
+def test_a_database_takes_on_a_new_pepper_when_no_key_of_its_own_is_lost(
+    store: KeyStore, path: Path, source: Source | None, is_kept: bool
+) -> None:
+    store.revoke(store.issue("revoked long ago").id)
+    store.issue("alice", source=source)
+    with pytest.raises(WrongPepper) if is_kept else nullcontext():
+        KeyStore(path, b"another pepper, as long").close()
+
+
+def test_only_keys_made_here_count_against_the_limit(store: KeyStore) -> None:
+    for _ in range(4):
+        with store.db() as db:
+            store._insert(db, "alice", None, "fleet")
+    assert [store.issue("bob").owner for _ in range(3)] == ["bob"] * 3
+    with pytest.raises(TooManyRequests):
+        store.issue("bob")
+
+
+def test_rotate_refuses_a_key_of_the_fleet_and_names_the_inventory(store: KeyStore) -> None:
+    issued = store.issue("alice", source="fleet")
+    with pytest.raises(KeyOfFleet, match=r"of 'alice' comes from the fleet's inventory; change it in vault_keys"):
+        store.rotate(issued.id, overlap_s=60)
+
+
 def test_migrations_are_recorded_and_run_once(store: KeyStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def add_a_note(db: sqlite3.Connection) -> None:
         db.execute("alter table api_keys add column note text")
@@ -223,7 +249,7 @@ def test_migrations_are_recorded_and_run_once(store: KeyStore, path: Path, monke
         KeyStore(path, PEPPER).close()
     with store.db() as db:
         names = [name for (name,) in db.execute("select name from migrations order by rowid")]
-    assert names == ["_create_api_keys", "_create_pepper_check", "add_a_note"]
+    assert names == ["_create_api_keys", "_create_pepper_check", "_add_source", "add_a_note"]
 
 
 def test_a_failed_migration_leaves_nothing_half_done(
@@ -240,11 +266,59 @@ def test_a_failed_migration_leaves_nothing_half_done(
         assert "note" not in [row[1] for row in db.execute("pragma table_info(api_keys)")]
 
 
-def test_a_database_of_a_newer_version_is_refused(store: KeyStore, path: Path) -> None:
-    with store.db() as db:
-        db.execute("insert into migrations values ('add_teams', 0)")
-    with pytest.raises(DatabaseTooNew, match=r"newer version .*\(it has add_teams\); run that version"):
+def open_with_newer(
+    path: Path, monkeypatch: pytest.MonkeyPatch, migration: Callable[[sqlite3.Connection], None]
+) -> None:
+    """What an upgrade does to the file before it is rolled back."""
+    with monkeypatch.context() as newer:
+        newer.setattr(keys, "MIGRATIONS", (*keys.MIGRATIONS, migration))
+        newer.setattr(keys, "FORMAT", keys.FORMAT + 1)
+        KeyStore(path, PEPPER).close()
+
+
+def test_older_code_goes_on_with_a_file_that_a_newer_version_only_added_to(
+    store: KeyStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add_teams(db: sqlite3.Connection) -> None:
+        db.execute("alter table api_keys add column team text")
+        db.execute("alter table api_keys add column weight integer not null default 1")
+
+    issued = store.issue("alice")
+    open_with_newer(path, monkeypatch, add_teams)
+    older = KeyStore(path, PEPPER)
+    older.revoke(issued.id)
+    older.rotate(older.issue("bob").id, overlap_s=60)
+    assert sorted(key.owner for key in older.list()) == ["alice", "bob", "bob"]
+    open_with_newer(path, monkeypatch, add_teams)  # the upgrade again
+    older.close()
+
+
+def test_a_file_that_a_newer_version_changed_for_good_is_refused(
+    store: KeyStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def split_owners(db: sqlite3.Connection) -> None:
+        db.execute("alter table api_keys rename column owner to owner_id")
+        db.execute(f"pragma user_version = {keys.FORMAT}")
+
+    open_with_newer(path, monkeypatch, split_owners)
+    with pytest.raises(DatabaseTooNew, match=r"newer version .*its format is 2, .* knows 1\); run that version"):
         KeyStore(path, PEPPER)
+
+
+def test_a_file_from_before_keys_had_a_source_is_brought_up_to_date(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        for step in keys.MIGRATIONS[:2]:
+            step(db)
+        db.execute("create table migrations (name text primary key, applied_at integer) strict")
+        db.executemany("insert into migrations values (?, 0)", [(step.__name__,) for step in keys.MIGRATIONS[:2]])
+        db.execute("insert into api_keys (id, digest, owner, created_at) values ('0123456789ab', x'00', 'alice', 0)")
+        db.execute("insert into pepper_check values (1, ?)", (pepper_check(PEPPER),))
+        db.commit()
+    store = KeyStore(path, PEPPER)
+    assert [(key.owner, key.source) for key in store.list()] == [("alice", None)]
+    store.close()
 
 
 def test_a_file_that_is_no_database_is_refused_in_a_sentence(tmp_path: Path) -> None:
@@ -267,7 +341,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_store_goes_on(store: Ke
     def issue_until_full() -> None:
         with store.db() as db:
             db.execute("update api_keys set owner = 'mallory'")
-            db.execute("insert into api_keys values ('x', zeroblob(99999), 'x', 0, null, null, null, null)")
+            db.execute("insert into api_keys values ('x', zeroblob(99999), 'x', 0, null, null, null, null, null)")
 
     with pytest.raises(StorageFull, match=r"disk .* is full, so nothing was written"):
         issue_until_full()
