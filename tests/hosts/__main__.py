@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 
-from tests.hosts import image, podman
+from tests.hosts import image, podman, server
 from tests.hosts.machine import Refused, require_all
+from tests.hosts.network import GATEWAY, require_on_bridge
 
 
 class Commands(click.Group):
@@ -102,6 +107,51 @@ def build_image(release: str) -> None:
 def ssh(name: str, words: tuple[str, ...]) -> None:
     """Run a command on a host as its user pi, or log in."""
     sys.exit(subprocess.run(podman.ssh_command(name, words), check=False).returncode)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--port", default=0, help="A free one by itself.")
+@click.option("--corrupt", is_flag=True, help="Turn over one bit in the middle of each file.")
+@click.option("--stop-after", type=int, metavar="BYTES", help="Close the connection after this much of an answer.")
+@click.option("--bytes-per-s", type=int, metavar="N", help="Send no faster.")
+@click.option(
+    "--detach", type=click.Path(path_type=Path), metavar="FILE", help="Serve on, in the background; FILE: pid."
+)
+def serve(
+    directory: Path, port: int, corrupt: bool, stop_after: int | None, bytes_per_s: int | None, detach: Path | None
+) -> None:
+    """Serve the files of DIRECTORY on the bridge's own address, and print the URL. Needs a running host."""
+    require_on_bridge(GATEWAY)
+    with server.listening(directory, server.Faults(corrupt, stop_after, bytes_per_s), GATEWAY, port) as downloads:
+        click.echo(downloads.url)
+        if detach is None or in_background(detach):
+            downloads.serve_forever()
+
+
+def in_background(pid_file: Path) -> bool:
+    """Split in two, and say to each whether it is the one in the background; that one has left this terminal."""
+    sys.stdout.flush()
+    if pid := os.fork():
+        pid_file.write_text(str(pid))
+        return False
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(nothing, stream)
+    return True
+
+
+@main.command()
+@click.argument("pid_file", type=click.Path(path_type=Path))
+def unserve(pid_file: Path) -> None:
+    """End the server that runs in the background, if it does."""
+    if pid_file.exists():
+        pid = pid_file.read_text()
+        with contextlib.suppress(FileNotFoundError):  # after a reboot of this machine the number is another's
+            if b"tests.hosts" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(int(pid), signal.SIGTERM)
+        pid_file.unlink()
 
 
 @main.command()
