@@ -148,7 +148,7 @@ class KeyStore:
         """
         with self.db() as db:
             cursor = db.execute(
-                "update api_keys set revoked_at = coalesce(revoked_at, ?) where id = ?", (self._now(), key_id)
+                "update api_keys set revoked_at = coalesce(revoked_at, ?) where id = ?", (self.now(), key_id)
             )
             if cursor.rowcount != 1:
                 raise KeyNotFound(_not_found(key_id))
@@ -166,7 +166,7 @@ class KeyStore:
 
         Raises: KeyNotFound, KeyNotActive, KeyOfFleet, StorageFull, KeysUnavailable.
         """
-        now = self._now()
+        now = self.now()
         with self.db() as db:
             self._require_own_pepper(db)
             old = self._replaceable(db, key_id, now)
@@ -183,13 +183,13 @@ class KeyStore:
                 [(int(at), key_id) for key_id, at in last_used_at.items()],
             )
 
-    def _now(self) -> int:
+    def now(self) -> int:
         return int(self._clock())
 
     def _insert(
         self, db: sqlite3.Connection, owner: str, expires_at: float | None, source: Source | None = None
     ) -> IssuedKey:
-        (key_id, secret), now = new_parts(), self._now()
+        (key_id, secret), now = new_parts(), self.now()
         until = None if expires_at is None else int(expires_at)
         db.execute(
             "insert into api_keys (id, digest, owner, created_at, expires_at, source) values (?, ?, ?, ?, ?, ?)",
@@ -201,7 +201,7 @@ class KeyStore:
         (active,) = db.execute(
             "select count(*) from api_keys"
             " where source is null and revoked_at is null and coalesce(expires_at > ?, true)",
-            (self._now(),),
+            (self.now(),),
         ).fetchone()
         if active >= self._key_limit:
             raise TooManyRequests(
@@ -248,7 +248,7 @@ class KeyStore:
             for step in MIGRATIONS:
                 if step.__name__ not in applied:
                     step(db)
-                    db.execute("insert into migrations values (?, ?)", (step.__name__, self._now()))
+                    db.execute("insert into migrations values (?, ?)", (step.__name__, self.now()))
 
     def _claim(self) -> None:
         """Refuse a wrong pepper, unless nothing is lost with the old one.

@@ -288,12 +288,13 @@ class Node:
             self.process.wait()
             raise
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run another `appliance` command with this node's settings."""
+    def command(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        """Run another `appliance` command with this node's settings, and a text for its standard input."""
         return subprocess.run(
             [sys.executable, "-m", "appliance", *arguments],
             env=self.env,
             cwd=self.folder,
+            input=given,
             capture_output=True,
             text=True,
             timeout=DEADLINE_S,

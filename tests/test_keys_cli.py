@@ -56,14 +56,14 @@ def test_list_shows_an_aligned_table_without_secrets(run: Run) -> None:
     create(run, "bob the builder")
     result = run("list")
     head, first, second = result.stdout.splitlines()
-    assert head.split() == ["ID", "OWNER", "STATE", "CREATED", "LAST", "USED", "EXPIRES", "ROTATED", "TO"]
-    assert re.fullmatch(rf"{key[3:15]}  alice            active  {TIME}  -          {TIME}  -", first)
+    assert head.split() == ["ID", "OWNER", "STATE", "FROM", "CREATED", "LAST", "USED", "EXPIRES", "ROTATED", "TO"]
+    assert re.fullmatch(rf"{key[3:15]}  alice            active  node  {TIME}  -          {TIME}  -", first)
     assert head.index("STATE") == first.index("active") == second.index("active")
     assert key[16:] not in result.output
 
 
 def test_list_of_no_keys_is_only_the_head(run: Run) -> None:
-    assert table([], 0.0).splitlines() == ["ID  OWNER  STATE  CREATED  LAST USED  EXPIRES  ROTATED TO"]
+    assert table([], 0.0).splitlines() == ["ID  OWNER  STATE  FROM  CREATED  LAST USED  EXPIRES  ROTATED TO"]
 
 
 def test_list_json_is_for_programs(run: Run) -> None:

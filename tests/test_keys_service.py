@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Answer, Exchange, Node, post, running_node, serve_in_vain, wait_until
+from harness import PEPPER, Answer, Exchange, Node, post, running_node, serve_in_vain, wait_until
 
+from appliance.key import digest, joined, new_parts, pepper_check
 from appliance.keys import KeyStore
 from bench.fake_handle import FakeHandle
 
@@ -58,6 +59,18 @@ def test_a_key_of_the_command_line_works_at_once_and_stops_within_a_second_of_it
     time.sleep(1)  # the promise itself
     answer = with_key(node, key)
     assert (answer.status, answer.body["reason"]) == (401, "revoked")
+
+
+def test_the_fleets_keys_come_and_go_under_a_running_service(node: Node) -> None:
+    key_id, secret = new_parts()
+    check = pepper_check(PEPPER.encode()).hex()
+    keys = [{"id": key_id, "digest": digest(PEPPER.encode(), secret).hex(), "owner": "the fleet's"}]
+    assert node.command("keys", "sync", given=json.dumps({"keys": keys, "pepper_check": check})).returncode == 0
+    assert with_key(node, joined(key_id, secret)).status == 200
+    revoked = node.command("keys", "sync", "--revoke-all", given='{"keys": []}')
+    assert json.loads(revoked.stdout)["revoked"] == [key_id]
+    time.sleep(1)  # the promise itself
+    assert with_key(node, joined(key_id, secret)).body["reason"] == "revoked"
 
 
 def test_an_expired_key_stops_by_itself(node: Node) -> None:

@@ -1,4 +1,5 @@
-"""`appliance keys`: create, list, revoke and rotate API keys. A running service follows within a second.
+"""`appliance keys`: create, list, revoke and rotate API keys; take on the fleet's. A running service follows within a
+second.
 
 A new key goes to stdout alone, so that it can be piped; the words about it go to stderr.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,18 +19,19 @@ from typing import Any
 
 import click
 
-from appliance import pepper
+from appliance import fleetkeys, pepper
 from appliance.commands.profile import profile_option
 from appliance.config import Config
 from appliance.errors import ApplianceError, InvalidValue
-from appliance.key import IssuedKey, Key, check_owner
+from appliance.key import IssuedKey, Key, check_owner, joined, new_parts
 from appliance.keyfile import KeyStoreError
-from appliance.keys import NO_LIMIT, KeyNotActive, KeyNotFound, KeyStore
+from appliance.keys import NO_LIMIT, KeyNotActive, KeyNotFound, KeyOfFleet, KeyStore
 from appliance.sources import ConfigError, load
 
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 DURATION_DAYS_MAX = 36500
-TABLE_HEAD = ("ID", "OWNER", "STATE", "CREATED", "LAST USED", "EXPIRES", "ROTATED TO")
+TABLE_HEAD = ("ID", "OWNER", "STATE", "FROM", "CREATED", "LAST USED", "EXPIRES", "ROTATED TO")
+REFUSED = 3  # the exit status when a sync is refused, and nothing was changed
 
 
 def duration(*, shortest_s: int) -> Callable[[str], int]:
@@ -72,7 +75,7 @@ def with_config(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def command() -> None:
-    """Create, list, revoke and rotate API keys.
+    """Create, list, revoke and rotate API keys; take on the fleet's.
 
     Run it as the user the service runs as, with the same --config; a running service follows within a second.
     """
@@ -109,10 +112,21 @@ def list_(config: Config, as_json: bool) -> None:
 @click.argument("key_id", metavar="ID")
 @with_config
 def revoke(config: Config, key_id: str) -> None:
-    """Make the key with this ID useless, for good."""
+    """Make the key with this ID useless, for good.
+
+    One of the fleet's keys comes back when the playbook keys.yml runs next: revoke it in the inventory.
+    """
     with opened(config, must_exist=True) as store:
-        store.revoke(key_id)
+        key = store.revoke(key_id)
     click.echo(f"Key {key_id} is revoked; a running service refuses it within a second.", err=True)
+    if key.source == "fleet":
+        click.echo(
+            "It is one of the fleet's keys: the next `ansible-playbook ansible/keys.yml` brings it back, and revokes "
+            "it everywhere once it is gone from vault_keys in the inventory.",
+            err=True,
+        )
+    if key.source == "probe":
+        click.echo("It is the probe's own: the next `appliance probe` makes another.", err=True)
 
 
 @command.command()
@@ -137,6 +151,44 @@ def rotate(config: Config, key_id: str, overlap: int) -> None:
     hand_over(issued, f"takes the place of {key_id}, which {end}")
 
 
+@command.command()
+@click.option("--owner", required=True, type=owner_name, metavar="NAME", help="Who will use the key.")
+def generate(owner: str) -> None:
+    """Print a new key as an entry of vault_keys, for the inventory of a fleet.
+
+    Touches no database and needs no node: the key works nowhere until the playbook keys.yml has run.
+    """
+    click.echo(f"- owner: {json.dumps(owner, ensure_ascii=False)}\n  key: {joined(*new_parts())}")
+    click.echo("Paste this into vault_keys (`ansible-vault edit`), and run ansible/keys.yml.", err=True)
+
+
+@command.command()
+@click.option("--check", is_flag=True, help="Only say what would be done; judges the file, not this node's pepper.")
+@click.option("--revoke-all", is_flag=True, help="Let a list without keys revoke all of the fleet's.")
+@with_config
+def sync(config: Config, check: bool, revoke_all: bool) -> None:
+    """Make the fleet's keys here exactly those that standard input lists; keys made on this node stay as they are.
+
+    The playbook keys.yml does this on every node. Reads {"keys": [{"id", "digest", "owner", "expires_at"}],
+    "pepper_check"}, prints what was added, changed and revoked. Exit status: 0, 3 when it is refused (nothing was
+    changed, standard error says why), 2 for wrong settings, 1 for anything else.
+    """
+    path = Path(config.api_keys_db)
+    try:
+        document = fleetkeys.parse(sys.stdin.buffer.read(fleetkeys.DOCUMENT_BYTES_MAX + 1))
+        if check:
+            changes = fleetkeys.preview(document, path, revoke_all=revoke_all)
+        else:
+            with opened(config) as store:
+                changes = fleetkeys.sync(document, store, revoke_all=revoke_all)
+    except fleetkeys.SyncRefused as error:
+        click.echo(f"Error: {error}", err=True)
+        raise click.exceptions.Exit(REFUSED) from error
+    except KeyStoreError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(json.dumps(changes.as_dict(), ensure_ascii=False))
+
+
 @contextmanager
 def opened(config: Config, *, must_exist: bool = False) -> Iterator[KeyStore]:
     """The key database of the settings; whatever goes wrong ends the command with a sentence and status 1."""
@@ -154,7 +206,7 @@ def opened(config: Config, *, must_exist: bool = False) -> Iterator[KeyStore]:
             yield store
         finally:
             store.close()
-    except (ApplianceError, KeyStoreError, KeyNotFound, KeyNotActive) as error:
+    except (ApplianceError, KeyStoreError, KeyNotFound, KeyNotActive, KeyOfFleet) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -169,6 +221,7 @@ def described(key: Key, now: float) -> dict[str, str | None]:
         "id": key.id,
         "owner": key.owner,
         "state": key.state(now),
+        "source": key.source or "node",
         "created_at": iso(key.created_at),
         "last_used_at": iso(key.last_used_at),
         "revoked_at": iso(key.revoked_at),
@@ -192,4 +245,4 @@ def iso(unix_s: int | None) -> str | None:
 
 def _row(key: Key, now: float) -> tuple[str, ...]:
     times = (iso(at) or "-" for at in (key.created_at, key.last_used_at, key.expires_at))
-    return (key.id, key.owner, key.state(now), *times, key.replaced_by or "-")
+    return (key.id, key.owner, key.state(now), key.source or "node", *times, key.replaced_by or "-")
