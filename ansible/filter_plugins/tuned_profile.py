@@ -1,0 +1,89 @@
+"""Checks a node's tuned profile on the controller, before any node is asked anything.
+
+What a profile may hold is inventory/tuned_profile.schema.json's to say, which bench writes; this puts what a profile
+breaks into sentences that name the file, the field, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from ansible.errors import AnsibleFilterError
+
+try:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import ValidationError
+except ImportError:  # said when a profile is to be checked, not to whoever has none
+    Draft202012Validator = None  # type: ignore[assignment,misc]
+
+SCHEMA = Path(__file__).parents[2] / "inventory" / "tuned_profile.schema.json"
+VALUE_SHOWN = 60
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    return schema
+
+
+def tuned_profile_problems(profile: Any, file: str) -> list[str]:
+    """What is wrong with a profile, a sentence each; nothing for one that is right, or that is not there.
+
+    profile: the variable tuned_profile of a node, or None.
+    file: where it came from, for the sentences.
+    """
+    if profile is None:
+        return []
+    if Draft202012Validator is None:
+        raise AnsibleFilterError(
+            f"{file} cannot be checked, since the Python of ansible-playbook lacks jsonschema: run `make fleet`, or "
+            "install it beside ansible."
+        )
+    errors = sorted(Draft202012Validator(_schema()).iter_errors(profile), key=lambda error: error.json_path)
+    found = [sentence for error in errors for sentence in _sentences(error)] or list(_contradictions(profile))
+    return [f"{file}: {sentence}" for sentence in found]
+
+
+def _sentences(error: ValidationError) -> Iterator[str]:
+    field = ".".join(["tuned_profile", *(str(part) for part in error.absolute_path)])
+    schema: Any = error.schema
+    allowed = schema["allowed"]
+    if error.validator == "additionalProperties":
+        for name in cast(dict[str, Any], error.instance):
+            if name not in schema["properties"]:
+                yield f"{field} has {name}, which is unknown; allowed is {allowed}."
+        return
+    if error.validator == "required":
+        yield f"{field} lacks {error.message.split(chr(39))[1]}; it needs {allowed}."
+        return
+    yield f"{field} is {_shown(error.instance)}; allowed is {allowed}."
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= VALUE_SHOWN else f"{text[:VALUE_SHOWN]}…"
+
+
+def _contradictions(profile: Mapping[str, Any]) -> Iterator[str]:
+    """What no single value shows, with the defaults for what the profile does not name."""
+    knobs = _schema()["properties"]["env"]["properties"]
+    env = {**{name: knob["default"] for name, knob in knobs.items()}, **profile["env"]}
+    if env["MAX_TOKENS"] >= env["N_CTX"]:
+        yield (
+            f"tuned_profile.env.MAX_TOKENS is {env['MAX_TOKENS']} and N_CTX is {env['N_CTX']}; an answer must be "
+            "shorter than the context that holds it, so MAX_TOKENS must be less than N_CTX."
+        )
+    if env["OLLAMA_KV_CACHE_TYPE"] != "f16" and env["OLLAMA_FLASH_ATTENTION"] == "off":
+        yield (
+            f"tuned_profile.env.OLLAMA_KV_CACHE_TYPE is {env['OLLAMA_KV_CACHE_TYPE']} with OLLAMA_FLASH_ATTENTION off; "
+            'a quantized KV cache needs flash attention: "auto" or "on".'
+        )
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {"tuned_profile_problems": tuned_profile_problems}
