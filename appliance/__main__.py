@@ -14,6 +14,7 @@ COMMANDS = {
     "drain": "Take no new generations; running ones finish.",
     "engine": "Run the embedded engine: a small real model behind Ollama's API.",
     "keys": "Create, list, revoke and rotate API keys.",
+    "probe": "Prove that the service here answers: wait for it, then have it generate.",
     "resume": "Take generations again after a drain.",
     "serve": "Run the HTTP service.",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import falcon
 
+from appliance import __release__, __version__
 from appliance.admission import Admission
 from appliance.engine import Engine
 from appliance.residency import Residency
@@ -40,6 +41,8 @@ class Health:
             "queue_size": self._admission.waiting,
             "active_requests": self._admission.running,
             "max_concurrent": self._admission.slots,
+            "version": __version__,
+            "release": __release__,
         }
         if not is_healthy:
             resp.media["detail"] = state.problem or self._residency.stage

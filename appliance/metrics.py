@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from appliance import __release__, __version__
 from appliance.admission import Admission
 from appliance.residency import Residency
 
@@ -53,7 +54,10 @@ class Metrics:
     def collect(self) -> list[Metric]:
         """What others count, read from what is true now."""
         admission = self._admission
+        build = GaugeMetricFamily("appliance_build_info", "Which appliance this is.", labels=["version", "release"])
+        build.add_metric([__version__, __release__ or ""], 1)
         return [
+            build,
             GaugeMetricFamily("appliance_requests_running", "Requests in a slot.", admission.running),
             GaugeMetricFamily("appliance_requests_waiting", "Requests in the line.", admission.waiting),
             GaugeMetricFamily("appliance_slots", "Slots.", admission.slots),

@@ -112,6 +112,8 @@ def _schemas() -> tuple[dict[str, Any], dict[str, Any]]:
             queue_size=count,
             active_requests=count,
             max_concurrent=count,
+            version=text,
+            release={"type": ["string", "null"], "description": "The deployed release; null outside of one."},
         ),
         "Status": _object(status=text),
         "NotReady": _object(status=text, reason=text),

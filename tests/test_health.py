@@ -5,10 +5,12 @@ from __future__ import annotations
 import http.client
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from harness import Node, names_of, wait_until
 
+from appliance import __version__, release_of
 from bench.fake_handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
@@ -28,7 +30,17 @@ def test_health_has_the_fields_of_the_contract(node: Node) -> None:
         "queue_size": 0,
         "active_requests": 0,
         "max_concurrent": 2,
+        "version": __version__,
+        "release": None,
     }
+
+
+def test_a_release_is_the_folder_that_a_deploy_laid_even_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "releases" / "0.1.0-0123abcd" / "venv").mkdir(parents=True)
+    (tmp_path / "current").symlink_to("releases/0.1.0-0123abcd")
+    assert release_of(tmp_path / "current" / "venv") is None
+    (tmp_path / "current" / "RELEASE.json").write_text("{}")
+    assert release_of(tmp_path / "current" / "venv") == "0.1.0-0123abcd"
 
 
 def test_health_counts_who_runs_and_who_waits(node: Node, engine: FakeHandle) -> None:

@@ -72,8 +72,7 @@ class RunningService:
         return self._get("/ready").get("reason")
 
     def _get(self, path: str) -> dict[str, Any]:
-        host = self.config.host
-        connection = http.client.HTTPConnection(ANY_ADDRESS.get(host, host), self.config.port, timeout=TIMEOUT_S)
+        connection = connection_to(self.config)
         try:
             connection.request("GET", path)
             answer: dict[str, Any] = json.loads(connection.getresponse().read())
@@ -83,6 +82,11 @@ class RunningService:
             return answer
         finally:
             connection.close()
+
+
+def connection_to(config: Config, timeout_s: float = TIMEOUT_S) -> http.client.HTTPConnection:
+    """A connection to the service of these settings, not yet made."""
+    return http.client.HTTPConnection(ANY_ADDRESS.get(config.host, config.host), config.port, timeout=timeout_s)
 
 
 def is_appliance(pid: int) -> bool:
