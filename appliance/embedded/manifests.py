@@ -88,12 +88,12 @@ class Manifest:
         if not data.strip():
             raise ValueError("EOF")
         try:
-            value = json.loads(data)
+            value = json.loads(data.decode("utf-8", "replace"))
             config, layers = Layer.parse(value["config"]), tuple(Layer.parse(item) for item in value["layers"])
         except (KeyError, TypeError, RecursionError):
             raise ValueError("json: cannot unmarshal into Go value of type manifest.Manifest") from None
         except json.JSONDecodeError as error:
-            raise ValueError(_syntax_error(data.decode("utf-8", "replace"), error.pos)) from None
+            raise ValueError(_syntax_error(error)) from None
         return cls(hashlib.sha256(data).hexdigest(), config, layers)
 
     def __iter__(self) -> Iterator[Layer]:
@@ -111,7 +111,7 @@ class Manifest:
         return next((layer for layer in self.layers if layer.media_type == MODEL), None)
 
 
-def _syntax_error(text: str, at: int) -> str:
-    if at >= len(text.rstrip()):
+def _syntax_error(error: json.JSONDecodeError) -> str:
+    if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated"):
         return "unexpected EOF"
-    return f"invalid character {text[at]!r} looking for beginning of value"
+    return f"invalid character {error.doc[error.pos]!r} looking for beginning of value"

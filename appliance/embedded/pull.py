@@ -110,6 +110,8 @@ class _Part:
         except FileNotFoundError:
             self._completed = 0
             self._write_note()
+        except OSError as error:
+            raise EngineError(500, go_error("open", self._note, error)) from None
         except (ValueError, KeyError, TypeError):
             raise EngineError(500, "EOF" if not self._note.stat().st_size else "unexpected EOF") from None
 
