@@ -48,6 +48,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+is_restored:
+  description: Whether the other Ollama's unit was put back.
+  type: bool
+  returned: success
 was_enabled:
   description: Whether the unit started with the machine; with V(back) it should again.
   type: bool
@@ -106,7 +110,7 @@ def main() -> None:
             put_aside(Path(module.params["unit"]), aside, enabled)
         if go_aside:
             shutil.rmtree(DROP_INS, ignore_errors=True)
-    module.exit_json(changed=changed, was_enabled=enabled)
+    module.exit_json(changed=changed, is_restored=changed and not go_aside, was_enabled=enabled)
 
 
 if __name__ == "__main__":
