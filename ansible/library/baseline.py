@@ -20,7 +20,8 @@ DOCUMENTATION = r"""
 module: baseline
 short_description: Remember what a machine was like before
 description:
-  - V(recorded) writes packages, users, groups, enabled units and the CPU governor into a file, unless it is there.
+  - V(recorded) writes packages, users, groups, enabled units, the CPU governor and the folders of O(files) into a file,
+    unless it is there.
   - V(compared) changes nothing. It returns the file, and which packages may go. Without a file, none may.
 options:
   path:
@@ -35,6 +36,11 @@ options:
   packages:
     description: With V(compared), the packages that the fleet installed. They may go if they were not there before, and
       so may what they brought and nothing else needs. A package that is needed by one that must stay, stays.
+    type: list
+    elements: str
+    default: []
+  files:
+    description: Files that the fleet writes into folders of the system. A folder that was made for one goes with it.
     type: list
     elements: str
     default: []
@@ -60,6 +66,10 @@ before:
   type: dict
 packages:
   description: Packages that may go.
+  returned: when state is compared
+  type: list
+files:
+  description: Of O(files), what is to be removed, each as itself or as its folder.
   returned: when state is compared
   type: list
 """
@@ -89,36 +99,54 @@ def enabled(module: AnsibleModule) -> list[str]:
     return sorted(line.split()[0] for line in out.splitlines() if line.strip()) if code == 0 else []
 
 
-def now(module: AnsibleModule) -> dict[str, Any]:
+def now(module: AnsibleModule, files: list[str]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "packages": installed(module),
         "users": sorted(user.pw_name for user in pwd.getpwall()),
         "groups": sorted(group.gr_name for group in grp.getgrall()),
         "units": enabled(module),
+        "folders": folders(files),
         "governor": GOVERNOR.read_text().strip() if GOVERNOR.exists() else None,
     }
 
 
 def removable(module: AnsibleModule, ours: list[str], before: list[str]) -> list[str]:
-    """What apt would take away with our packages, without what was there before.
+    """Packages of ours that were not there before, with what they brought that nothing else needs.
 
-    A package of ours that one from before, or one that a person added, needs by now is left where it is.
+    1. One of ours that a package from before or a person's own depends on by now stays where it is.
+    2. What apt would take away along with the rest goes too, unless it was there before or a person asked for it.
     """
     present = set(installed(module))
     may_go = [package for package in ours if package in present and package not in before]
-    manual = set(run(module, "apt-mark", "showmanual").split())
-    while may_go:
-        out = run(module, "apt-get", "--simulate", "--auto-remove", "purge", *may_go)
-        gone = set(re.findall(r"^(?:Purg|Remv) ([^ :]+)", out, re.MULTILINE))
-        direct = set(
-            re.findall(r"^(?:Purg|Remv) ([^ :]+)", run(module, "apt-get", "--simulate", "purge", *may_go), re.M)
-        )
-        foreign = (direct - set(may_go)) & (set(before) | manual)
-        if not foreign:
-            return sorted(gone - set(before) - (manual - set(may_go)))
-        may_go = may_go[:-1]
-    return []
+    people = set(run(module, "apt-mark", "showmanual").split()) - set(may_go)
+    stays = people | set(before)
+    may_go = [package for package in may_go if not purged(module, [package]) & stays]
+    return sorted(purged(module, may_go, "--auto-remove") - stays) if may_go else []
+
+
+def purged(module: AnsibleModule, packages: list[str], *options: str) -> set[str]:
+    """What apt would remove with these. What is merely suggested by something else counts as needed by nothing."""
+    suggestions = ("-o", "APT::AutoRemove::SuggestsImportant=0")
+    out = run(module, "apt-get", "--simulate", *suggestions, *options, "purge", *packages)
+    return set(re.findall(r"^(?:Purg|Remv) ([^ :]+)", out, re.MULTILINE))
+
+
+def folders(files: list[str]) -> list[str]:
+    """The folders of these files that are there."""
+    return sorted({str(Path(file).parent) for file in files if Path(file).parent.is_dir()})
+
+
+def leftover(files: list[str], before: list[str]) -> list[str]:
+    """What to remove so that none of these files is left: the file, or its folder when that came with it alone."""
+    paths = set()
+    for path in (Path(file) for file in files if Path(file).parent.is_dir()):
+        alone = {entry.name for entry in path.parent.iterdir()} <= {path.name}
+        if alone and str(path.parent) not in before:
+            paths.add(str(path.parent))
+        elif path.exists():
+            paths.add(str(path))
+    return sorted(paths)
 
 
 def record(path: Path, content: dict[str, Any]) -> None:
@@ -152,6 +180,7 @@ def main() -> None:
             "path": {"type": "path", "required": True},
             "state": {"type": "str", "required": True, "choices": ["recorded", "compared"]},
             "packages": {"type": "list", "elements": "str", "default": []},
+            "files": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
@@ -159,11 +188,12 @@ def main() -> None:
     if module.params["state"] == "compared":
         before = read(module, path)
         packages = removable(module, module.params["packages"], before["packages"]) if before else []
-        module.exit_json(changed=False, before=before, packages=packages)
+        files = leftover(module.params["files"], before.get("folders", folders(module.params["files"])))
+        module.exit_json(changed=False, before=before, packages=packages, files=files)
     if path.exists():
         module.exit_json(changed=False)
     if not module.check_mode:
-        record(path, now(module))
+        record(path, now(module, module.params["files"]))
     module.exit_json(changed=True)
 
 
