@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import click
 
-from tests.hosts import image, podman, server
+from tests.hosts import fleet, image, podman, server
 from tests.hosts.machine import Refused, require_all
 from tests.hosts.network import GATEWAY, require_on_bridge
 
@@ -152,6 +154,22 @@ def unserve(pid_file: Path) -> None:
             if b"tests.hosts" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(int(pid), signal.SIGTERM)
         pid_file.unlink()
+
+
+@main.command()
+@click.argument("scenario")
+@click.argument("platforms", type=click.File())
+def create(scenario: str, platforms: TextIO) -> None:
+    """The hosts of a molecule scenario, with releases to download and an inventory. PLATFORMS: a file of JSON, or -."""
+    fleet.create(scenario, json.load(platforms))
+
+
+@main.command()
+@click.argument("scenario")
+@click.argument("platforms", type=click.File())
+def destroy(scenario: str, platforms: TextIO) -> None:
+    """Remove what `create` made."""
+    fleet.destroy(scenario, json.load(platforms))
 
 
 @main.command()

@@ -181,6 +181,7 @@ def learn_key(address: str) -> None:
 def up(host: Host) -> None:
     """A fresh host, in place of one of the same name; returns when SSH answers."""
     address = host.address
+    require_free(host, listed())
     image_name = image.build(host.release, command())
     down([host.name])
     make_network()
@@ -189,6 +190,22 @@ def up(host: Host) -> None:
     podman(*run_arguments(host, image_name, has_one_cgroup_tree()))
     wait_for_ssh(address)
     learn_key(address)
+    wait_for_boot(host.name)
+
+
+def wait_for_boot(name: str) -> None:
+    """Return when systemd has started everything.
+
+    Raises: Refused, with the list, when a unit has failed.
+    """
+    run(ssh_command(name, ["systemctl is-system-running --wait || { systemctl --failed --no-legend >&2; false; }"]))
+
+
+def require_free(host: Host, there: Sequence[Found]) -> None:
+    """Refuse an address that another host has."""
+    for other in there:
+        if other.address == host.address and other.name != host.name:
+            raise Refused(f"{host.address} is the address of {other.name}; take another OCTET, or remove that host")
 
 
 def down(names: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ CHUNK = 64 * 1024
 
 @dataclass(frozen=True)
 class Faults:
-    """What goes wrong. `corrupt` turns over a bit in a file's middle; `stop_after` ends each answer after so many bytes."""
+    """What goes wrong. `corrupt` turns over a bit in a file's middle; `stop_after` cuts each answer off there."""
 
     corrupt: bool = False
     stop_after: int | None = None
