@@ -13,12 +13,14 @@ TESTING := tests/requirements.lock
 INSTALL := $(PY) -m pip install --retries 2 --quiet --disable-pip-version-check
 OFFLINE := { echo "installing failed: does this machine reach a package index?" >&2; exit 1; }
 COMPILE = $(PY) -m uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
+MOLECULE = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MOLECULE_GLOB='ansible/molecule/*/molecule.yml' \
+  MOLECULE_ANSIBLE_ARGS_STRICT_MODE=1 molecule -c ansible/molecule/config.yml
 
 # A folder that was moved needs its install anew: what is editable is found by its path.
 $(shell [ "$$(cat $(VENV)/serving 2>/dev/null)" = "$(CURDIR)" ] || rm -f $(VENV)/serving)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo fleet demo-down test test-fast lint docs bench-gateway lock clean preflight preflight-tests
+.PHONY: help demo fleet demo-down test test-hosts test-fast lint docs bench-gateway lock clean preflight preflight-tests preflight-hosts
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +36,9 @@ test: lint $(VENV)/testing ## All tests, of every tier
 
 test-fast: $(VENV)/testing ## Tier 1: pure code, no servers
 	$(PY) -m pytest -m "not tier2"
+
+test-hosts: | preflight-hosts $(VENV)/testing ## Playbooks on hosts with real systemd, as root (SCENARIO=, COMMAND=converge)
+	$(MOLECULE) $(or $(COMMAND),test) $(if $(SCENARIO),--scenario-name $(SCENARIO),--all)
 
 lint: $(VENV)/testing ## ruff and mypy
 	$(PY) -m ruff check .
@@ -58,6 +63,7 @@ lock: $(VENV)/testing ## Pin all dependencies anew, with hashes
 
 clean: ## Remove what these targets made
 	@-if [ -d .demo ] && [ -e $(VENV)/serving ]; then $(PY) -m appliance demo --down; fi
+	@if [ -d .test-hosts ]; then $(PYTHON) -m tests.hosts.podman; fi
 	rm -rf $(VENV) .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find appliance bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -73,6 +79,9 @@ preflight preflight-tests:
 	if [ -n "$$lacks" ]; then echo "this machine lacks$$lacks; on Debian: sudo apt-get install$$lacks" >&2; exit 1; fi
 	@case "$(PYTHON_VERSION)" in 3.11|3.12|3.13) ;; *) \
 	  echo "$(PYTHON) is Python $(PYTHON_VERSION), but 3.11 to 3.13 is needed: make PYTHON=python3.13 …" >&2; exit 1;; esac
+
+preflight-hosts: | preflight-tests
+	@$(PYTHON) -m tests.hosts.machine
 
 # Named for its version: after an upgrade of the system's Python the old one's packages are of no use.
 $(VENV)/python-$(PYTHON_VERSION): | preflight

@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,6 @@ TOOLS = {
     "losetup": "mount",
     "zstd": "zstd",
     "/usr/lib/podman/netavark": "netavark",
-    "/usr/libexec/podman/catatonit": "catatonit",
 }
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -56,7 +56,7 @@ def require(missing: Sequence[str], uid: int) -> None:
     if missing:
         raise Refused(f"test hosts need packages; on Debian: sudo apt-get install {' '.join(missing)}")
     if uid != 0:
-        raise Refused("test hosts need root, for their file systems and their bridge: sudo make test-hosts")
+        raise Refused("test hosts need root, for their file systems and their bridge; say it again with sudo")
 
 
 def require_all() -> None:
@@ -142,3 +142,15 @@ def apt_settings() -> str:
         if proxy := os.environ.get(f"{scheme}_proxy"):
             lines.append(f'Acquire::{scheme}::Proxy "{proxy}";')
     return "".join(f"{line}\n" for line in lines)
+
+
+def sentence(command: Callable[[], None]) -> None:
+    """Run a command without any package but Python's own; a refusal is its last word."""
+    try:
+        command()
+    except Refused as refusal:
+        sys.exit(f"Error: {refusal}")
+
+
+if __name__ == "__main__":
+    sentence(require_all)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.hosts import image
-from tests.hosts.machine import PROJECT, STATE, Refused, has_one_cgroup_tree, run
+from tests.hosts.machine import PROJECT, STATE, Refused, has_one_cgroup_tree, require_all, run, sentence
 from tests.hosts.network import GATEWAY, SUBNET, address_of, keep_in, mac_of, require_on_bridge, wait_for_ssh
 
 NETWORK = "pi-test-hosts"
@@ -101,7 +101,13 @@ def command() -> list[str]:
             part = path.with_suffix(f".{os.getpid()}")
             part.write_text(text)
             part.rename(path)
-    return ["env", *(f"CONTAINERS_{kind}={STATE}/{name}" for kind, name in ENVIRONMENT.items()), "podman"]
+    # Beside its own files: where a host runs out of memory, conmon leaves a file named oom in the folder it stands in.
+    return [
+        "env",
+        f"--chdir={STATE}",
+        *(f"CONTAINERS_{kind}={STATE}/{name}" for kind, name in ENVIRONMENT.items()),
+        "podman",
+    ]
 
 
 ENVIRONMENT = {"CONF": "containers.conf", "STORAGE_CONF": "storage.conf"}
@@ -285,6 +291,7 @@ def clean() -> None:
     """No host is left, no mount, no bridge and no state."""
     if not STATE.exists():
         return
+    require_all()
     down([host.name for host in listed()])
     if NETWORK in podman("network", "ls", "--format={{.Name}}").split():
         podman("network", "rm", "--force", NETWORK)
@@ -292,3 +299,7 @@ def clean() -> None:
         image.remove_tree(tree)
     image.remove_tree(STATE)
     shutil.rmtree(RUN, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sentence(clean)
