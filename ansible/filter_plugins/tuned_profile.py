@@ -17,6 +17,7 @@ from ansible.errors import AnsibleFilterError
 try:
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import ValidationError
+    from jsonschema.validators import extend
 except ImportError:  # said when a profile is to be checked, not to whoever has none
     Draft202012Validator = None  # type: ignore[assignment,misc]
 
@@ -43,9 +44,14 @@ def tuned_profile_problems(profile: Any, file: str) -> list[str]:
             f"{file} cannot be checked, since the Python of ansible-playbook lacks jsonschema: run `make fleet`, or "
             "install it beside ansible."
         )
-    errors = sorted(Draft202012Validator(_schema()).iter_errors(profile), key=lambda error: error.json_path)
-    found = [sentence for error in errors for sentence in _sentences(error)] or list(_contradictions(profile))
-    return [f"{file}: {sentence}" for sentence in found]
+    # To JSON Schema 1024.0 is a whole number; as text it is none.
+    whole = Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    )
+    validator = extend(Draft202012Validator, type_checker=whole)(_schema())
+    errors = sorted(validator.iter_errors(profile), key=lambda error: error.json_path)
+    found = [sentence for error in errors for sentence in _sentences(error)] or _contradictions(profile)
+    return [f"{file}: {sentence}" for sentence in dict.fromkeys(found)]
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:
