@@ -40,10 +40,14 @@ test-fast: $(VENV)/testing ## Tier 1: pure code, no servers
 test-hosts: | preflight-hosts $(VENV)/testing ## Playbooks on hosts with real systemd, as root (SCENARIO=, COMMAND=converge)
 	$(MOLECULE) $(or $(COMMAND),test) $(if $(SCENARIO),--scenario-name $(SCENARIO),--all)
 
-lint: $(VENV)/testing ## ruff and mypy
+lint: $(VENV)/testing ## ruff, mypy, yamllint, ansible-lint, and that what is generated is current
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m yamllint --strict .
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/ansible-lint --offline --quiet
+	$(PY) -m bench.knobs --check
+	$(PY) ansible/role_docs.py --check
 
 fleet: $(VENV)/controlling ## Install what runs the playbooks: then . .venv/bin/activate
 	@echo "ansible-playbook is in $(VENV)/bin; . $(VENV)/bin/activate puts it on the path"
@@ -51,8 +55,10 @@ fleet: $(VENV)/controlling ## Install what runs the playbooks: then . .venv/bin/
 bench-gateway: $(VENV)/testing ## What the appliance adds to the engine, beside a bare relay
 	$(PY) -m bench.gateway $(ARGS)
 
-docs: $(VENV)/serving ## Write the generated parts of docs/
+docs: $(VENV)/testing ## Write what is generated: settings, knobs and schema, the roles' variables
 	$(PY) -m appliance config docs --write docs/configuration.md
+	$(PY) -m bench.knobs
+	$(PY) ansible/role_docs.py
 
 lock: $(VENV)/testing ## Pin all dependencies anew, with hashes
 	$(INSTALL) uv
