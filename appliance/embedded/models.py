@@ -6,6 +6,7 @@ A model is the same object for as long as its manifest is the same, since the ru
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -111,6 +112,7 @@ class StoredModels:
         self._registry = registry
         self._removes_unused = removes_unused
         self._known: dict[ModelName, StoredModel] = {}
+        self._one_reads = threading.Lock()  # two that read at once would make two objects of one model
 
     def all(self) -> Sequence[Model]:
         """Those whose small blobs are here, newest first."""
@@ -149,15 +151,15 @@ class StoredModels:
 
     def _model(self, name: ModelName, manifest: Manifest) -> StoredModel | None:
         """None when a blob is missing without which Ollama does not know the model."""
-        known = self._known.get(name)
-        if known and known.header and known.digest == manifest.digest:
-            return known
-        try:
-            model = self._read(name, manifest)
-        except (OSError, ValueError):
-            return None
-        self._known[name] = model
-        return model
+        with self._one_reads:
+            known = self._known.get(name)
+            if known and known.header and known.digest == manifest.digest:
+                return known
+            try:
+                self._known[name] = self._read(name, manifest)
+            except (OSError, ValueError):
+                return None
+            return self._known[name]
 
     def _read(self, name: ModelName, manifest: Manifest) -> StoredModel:
         """Raises: OSError, ValueError when a small blob is missing or broken."""
