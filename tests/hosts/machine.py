@@ -40,7 +40,8 @@ def run(command: Sequence[str | Path]) -> str:
 
     Raises: Refused, with the end of what it said on stderr.
     """
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    environment = os.environ | {"PATH": f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}"}
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise Refused(f"{' '.join(map(str, command[:4]))} … failed: {done.stderr.strip()[-800:]}")
     return done.stdout
