@@ -88,7 +88,8 @@ def was_enabled(module: AnsibleModule, aside: Path) -> bool:
     try:
         return bool(json.loads((aside / "state.json").read_text())["was_enabled"])
     except (OSError, ValueError, KeyError):
-        return module.run_command(["systemctl", "is-enabled", "--quiet", ETC.name])[0] == 0
+        code, _, _ = module.run_command(["systemctl", "is-enabled", "--quiet", ETC.name])
+        return bool(code == 0)
 
 
 def main() -> None:

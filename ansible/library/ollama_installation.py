@@ -12,6 +12,7 @@ import platform
 import pwd
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,19 @@ options:
     description: The TCP port that Ollama is to listen on.
     type: int
     required: true
+  version:
+    description: The version that is wanted.
+    type: str
+    required: true
+  checksums:
+    description: The sha256 of its archive in hex, for each architecture.
+    type: dict
+    default: {}
+  directories:
+    description: Directories to look for.
+    type: list
+    elements: path
+    default: []
 attributes:
   check_mode:
     support: full
@@ -41,6 +55,8 @@ EXAMPLES = r"""
 - name: Look at what is there
   ollama_installation:
     port: 11434
+    version: 0.34.4
+    checksums: {aarch64: 96f50a1192133028cf4e010d8c333f8af14b1505db6be7b2034c11487e7fd7e6}
   register: found
 """
 
@@ -58,11 +74,29 @@ has_zstd:
   description: Whether the zstd program is there, which .tar.zst needs.
   type: bool
   returned: always
+has_python_apt:
+  description: Whether the module apt of Python is there, without which Ansible can install no package in check mode.
+  type: bool
+  returned: always
 releases:
   description: Each release under C(root), with what is wrong with it; an empty text when it is whole.
   type: dict
   returned: always
   sample: {0.34.4-96f50a11: ""}
+release:
+  description: The release that is wanted, C(<version>-<8 hex of the checksum>).
+  type: str
+  returned: always
+  sample: 0.34.4-96f50a11
+is_whole:
+  description: Whether that release is there, and whole.
+  type: bool
+  returned: always
+lacking:
+  description: Those of C(directories) that are not there.
+  type: list
+  elements: str
+  returned: always
 current:
   description: The release that the link C(current) names; empty without one.
   type: str
@@ -125,6 +159,10 @@ def releases(root: Path) -> dict[str, str]:
     except OSError:
         return {}
     return {name: release_problem(root / "releases" / name) for name in names}
+
+
+def release_name(version: str, checksums: dict[str, str], machine: str) -> str:
+    return f"{version}-{str(checksums.get(machine) or '').lower()[:8]}"
 
 
 def current(root: Path) -> str:
@@ -210,7 +248,8 @@ def is_outdated(root: Path, main_pid: int) -> bool:
     cheaper than one too few.
     """
     started = started_at(main_pid)
-    read_at_start = [root / "current", f"/etc/systemd/system/{UNIT}", f"/etc/systemd/system/{UNIT}.d/fleet.conf"]
+    etc = Path("/etc/systemd/system")
+    read_at_start = [root / "current", etc / UNIT, etc / f"{UNIT}.d" / "fleet.conf"]
     return any(os.path.lexists(path) and os.lstat(path).st_ctime > started for path in read_at_start) or not started
 
 
@@ -223,19 +262,31 @@ def user_home() -> str:
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={"root": {"type": "path", "default": "/opt/ollama"}, "port": {"type": "int", "required": True}},
+        argument_spec={
+            "root": {"type": "path", "default": "/opt/ollama"},
+            "port": {"type": "int", "required": True},
+            "version": {"type": "str", "required": True},
+            "checksums": {"type": "dict", "default": {}},
+            "directories": {"type": "list", "elements": "path", "default": []},
+        },
         supports_check_mode=True,
     )
     root, unit = Path(module.params["root"]), unit_file()
     has_own_unit = unit is not None and is_own(unit, root)
+    machine, found = platform.machine(), releases(root)
+    release = release_name(module.params["version"], module.params["checksums"], machine)
     _, shown, _ = module.run_command(["systemctl", "show", "--property=MainPID", "--value", UNIT])
     module.exit_json(
         changed=False,
-        machine=platform.machine(),
+        machine=machine,
         has_nvidia=os.path.exists("/proc/driver/nvidia/version") or os.path.exists("/dev/nvidiactl"),
         has_zstd=shutil.which("zstd") is not None,
-        releases=releases(root),
+        has_python_apt=find_spec("apt") is not None,
+        releases=found,
+        release=release,
+        is_whole=found.get(release) == "",
         current=current(root),
+        lacking=[path for path in module.params["directories"] if not os.path.isdir(path)],
         has_own_unit=has_own_unit,
         foreign_unit="" if unit is None or has_own_unit else str(unit),
         foreign_binaries=foreign_binaries(root),

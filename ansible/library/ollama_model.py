@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -308,7 +307,6 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    os.umask(0o022)
     try:
         result = apply(Ollama(module.params["port"]), module.params, module.check_mode)
     except PullFailed as failure:

@@ -231,6 +231,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    os.umask(0o022)  # what lies in the archive without an entry of its own gets its mode from this
     path = str(Path(module.params["root"]) / "releases" / module.params["release"])
     if module.check_mode:
         module.exit_json(changed=True, path=path, removed=[], msg=f"would lay out {path}")
