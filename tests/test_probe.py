@@ -41,6 +41,7 @@ def test_it_proves_an_answer_by_its_figures(node: Node) -> None:
     )
     assert found["text"]
     assert found["ttft_ms"] > 0
+    assert found["tokens_per_s"] > 0
 
 
 def test_for_people_it_says_so_in_a_line(node: Node) -> None:

@@ -26,6 +26,7 @@ ASK_EVERY_S = 0.5
 RETRY_AT_MOST_S = 5.0
 ANSWER_S = 120.0
 PROMPT = "Say hello."
+_FIGURES = {"tokens_per_second": "tokens_per_s"}  # the first contract's name, and ours
 
 Headers = dict[str, str]
 
@@ -183,8 +184,7 @@ def _answer(response: http.client.HTTPResponse) -> dict[str, Any]:
         elif event == "done":
             if not data["completion_tokens"]:
                 raise NotProven("the model answered nothing.")
-            del data["done"]
-            return {**data, "text": text}
+            return {**{_FIGURES.get(name, name): value for name, value in data.items() if name != "done"}, "text": text}
         if time.monotonic() > ends_at:
             raise NotProven(f"no whole answer within {ANSWER_S:g} s.")
     raise NotProven("the answer broke off without its end.")
