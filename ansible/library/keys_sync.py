@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -63,6 +64,7 @@ revoked:
 """
 
 REFUSED = 3  # the exit status of `keys sync` when it changed nothing, and says why
+NOT_RUN = 126  # as a shell says it
 SIGNS = {"added": "+", "altered": "~", "revoked": "-"}
 
 Changes = dict[str, list[dict[str, str]]]
@@ -90,7 +92,7 @@ def synced(module: AnsibleModule) -> Changes:
             return all_of(document)
         module.fail_json(msg=f"The appliance is not on this node ({command} is missing); run site.yml first.")
     options = ["--check"] * module.check_mode + ["--revoke-all"] * module.params["revoke_all"]
-    status, stdout, stderr = module.run_command([command, "keys", "sync", *options], data=document, cwd="/")
+    status, stdout, stderr = run([command, "keys", "sync", *options], document)
     sentence = stderr.strip().removeprefix("Error: ") or f"{command} keys sync ended with {status}"
     if status == 0:
         return read(stdout)
@@ -99,6 +101,15 @@ def synced(module: AnsibleModule) -> Changes:
         return all_of(document)
     module.fail_json(msg=sentence)
     raise AssertionError("fail_json ends the module")
+
+
+def run(argv: list[str], given: str) -> tuple[int, str, str]:
+    """Not by the module's own run_command, which forgets what a command said that ended before it read its input."""
+    try:
+        done = subprocess.run(argv, input=given, capture_output=True, encoding="utf-8", cwd="/", check=False)
+    except OSError as error:
+        return NOT_RUN, "", f"{argv[0]} cannot be run: {error.strerror}."
+    return done.returncode, done.stdout, done.stderr
 
 
 def read(stdout: str) -> Changes:

@@ -186,7 +186,7 @@ def sync(config: Config, check: bool, revoke_all: bool) -> None:
         raise click.exceptions.Exit(REFUSED) from error
     except KeyStoreError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(json.dumps(changes.as_dict(), ensure_ascii=False))
+    click.echo(json.dumps(changes.as_dict()))
 
 
 @contextmanager

@@ -76,9 +76,9 @@ def command(profile: Path | None, wait_s: float, tokens: int, expected: str | No
         proof = probe.prove(wait_s)
     except NotProven as error:
         if as_json:
-            click.echo(json.dumps({**probe.found, "ready": False, "detail": str(error)}, ensure_ascii=False))
+            click.echo(json.dumps({**probe.found, "ready": False, "detail": str(error)}))
         raise click.ClickException(str(error)) from error
-    click.echo(json.dumps(proof, ensure_ascii=False) if as_json else _in_words(proof))
+    click.echo(json.dumps(proof) if as_json else _in_words(proof))
 
 
 class Probe:
