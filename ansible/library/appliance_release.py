@@ -7,12 +7,15 @@ last, says that it is whole: without it a release is none, and is made anew. Whi
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ options:
     type: str
     required: true
   archive:
-    description: The tar on the node.
+    description: The tar on the node, in the folder of the releases; it goes.
     type: path
     required: true
   keep:
@@ -57,7 +60,7 @@ EXAMPLES = r"""
 - name: Install the release
   appliance_release:
     release: 0.1.0-5d41402a
-    archive: /opt/pi-llm/0.1.0-5d41402a.tar
+    archive: /opt/pi-llm/releases/0.1.0-5d41402a.tar
     keep: [releases/0.1.0-9316de66]
 """
 
@@ -80,8 +83,9 @@ def install(home: Path, release: str, archive: Path) -> None:
     """Make a whole release, or none. Raises: ReleaseError."""
     folder = home / "releases" / release
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, mode=0o755)
+    folder.mkdir(mode=0o755)
     _unpack(archive, folder)
+    archive.unlink()
     _run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], "make a virtual environment")
     python = str(folder / "venv" / "bin" / "python")
     pip = [python, _pip(), "--quiet", "--disable-pip-version-check", "--no-input", "--no-cache-dir"]
@@ -97,9 +101,15 @@ def install(home: Path, release: str, archive: Path) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
+    """Write the files of the tar. Not extractall: Debian 12's has no `filter` yet, and without one warns on later."""
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+            for member in tar:
+                content, path = tar.extractfile(member), folder / member.name
+                if content is None or ".." in path.parts:
+                    raise ReleaseError(f"{archive} holds {member.name}, which no release does.")
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(content.read())
     except (tarfile.TarError, OSError) as error:
         raise ReleaseError(f"{archive} cannot be unpacked: {error}; the next run copies it again.") from error
 
@@ -121,23 +131,62 @@ def _run(argv: list[str], what: str) -> None:
         raise ReleaseError(f"the new release could not {what}: {' '.join(told) or f'exit status {done.returncode}'}")
 
 
+def _python() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
 def _mark(folder: Path, release: str) -> None:
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
     draft = folder / ".RELEASE.json"
     with draft.open("w") as file:
-        json.dump({"release": release, "version": release.rpartition("-")[0], "python": python}, file)
+        json.dump({"release": release, "version": release.rpartition("-")[0], "python": _python()}, file)
         file.flush()
         os.fsync(file.fileno())
     draft.chmod(0o644)
     draft.rename(folder / "RELEASE.json")
 
 
+def is_whole(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / "RELEASE.json").read_text())["python"] == _python())
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
 def superfluous(home: Path, keep: list[str]) -> list[str]:
-    """Releases that nothing refers to."""
+    """Releases that nothing refers to, half ones and tars that killed runs left among them."""
     kept = {Path(name).name for name in keep}
     if (home / "current").is_symlink():
         kept.add(Path(os.readlink(home / "current")).name)
-    return sorted(path.name for path in home.glob("releases/*") if path.name not in kept)
+    return sorted(path.name for path in home.glob("releases/*") if path.name.removesuffix(".tar") not in kept)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Whose controller was killed may still be at it, and the next run is here already: that one waits."""
+    with (home / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def put(home: Path, release: str, archive: Path, keep: list[str], *, check: bool) -> list[str]:
+    """Install the release and remove what is superfluous; returns what was."""
+    keep = [*keep, release]
+    if check:
+        return superfluous(home, keep)
+    with _alone(home):
+        removed = superfluous(home, keep)
+        for name in removed:  # first, for an SD card may have room for one more only
+            _remove(home / "releases" / name)
+        if not is_whole(home / "releases" / release):
+            install(home, release, archive)
+        return removed
 
 
 def main() -> None:
@@ -152,15 +201,9 @@ def main() -> None:
     )
     given: dict[str, Any] = module.params
     home, archive = Path(given["home"]), Path(given["archive"])
-    removed = superfluous(home, [*given["keep"], given["release"]])
     os.umask(0o022)  # the service reads this as another user
     try:
-        if not module.check_mode:
-            for name in removed:  # first, for an SD card may have room for one more only
-                shutil.rmtree(home / "releases" / name)
-            install(home, given["release"], archive)
-            for path in archive.parent.glob("*.tar"):  # this one, and what killed runs left
-                path.unlink()
+        removed = put(home, given["release"], archive, given["keep"], check=module.check_mode)
     except ReleaseError as error:
         module.fail_json(msg=f"appliance_release: {error}")
     except OSError as error:
