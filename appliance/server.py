@@ -15,6 +15,7 @@ import os
 import resource
 import runpy
 import signal
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -113,8 +114,12 @@ class OneWorkerArbiter(Arbiter):
 
 
 def _allow_open_files(number: int) -> None:
-    """Shells and systemd start a process with a soft limit of 1024, which is less than the connections need."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    """Shells and systemd start a process with a soft limit of 1024, which is less than the connections need.
+
+    A sandbox may forbid even to ask (SystemCallFilter=~@resources); who sets one up sets LimitNOFILE= too.
+    """
+    with suppress(PermissionError, ValueError):  # ValueError is how setrlimit says that it may not
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

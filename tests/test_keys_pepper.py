@@ -66,6 +66,17 @@ def test_it_warns_of_a_file_that_everybody_can_read(db: Path, tmp_path: Path, ca
     assert "can be read by every user of this machine (mode 0644)" in caplog.text
 
 
+@pytest.mark.parametrize("mode", [0o400, 0o440, 0o600, 0o640])
+def test_it_is_silent_about_a_file_as_systemd_hands_out_a_credential(
+    db: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int
+) -> None:
+    file = tmp_path / "pepper"
+    file.write_text(LONG_ENOUGH)
+    file.chmod(mode)
+    obtain(None, str(file), db)
+    assert caplog.text == ""
+
+
 def test_it_makes_one_at_the_first_start_and_says_so_once(db: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     made = obtain(None, None, db)

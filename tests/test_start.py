@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from harness import DEADLINE_S, Node, free_port, running_node, wait_until
 
+from appliance import server
 from bench.fake_handle import FakeHandle, running_fake_engine
 
 pytestmark = pytest.mark.tier2
@@ -216,3 +217,12 @@ def test_it_may_open_more_files_than_a_shell_allows(engine: FakeHandle, tmp_path
             assert resource.prlimit(node.worker_pid(), resource.RLIMIT_NOFILE)[0] >= min(4000, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("call", ["getrlimit", "setrlimit"])
+def test_a_sandbox_that_forbids_more_files_stops_no_start(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def forbid(*_: object) -> None:
+        raise PermissionError if call == "getrlimit" else ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, call, forbid)
+    server._allow_open_files(resource.prlimit(os.getpid(), resource.RLIMIT_NOFILE)[0] + 1)
