@@ -18,7 +18,12 @@ def test_the_bridges_own_address_is_taken() -> None:
 
 @pytest.mark.parametrize(
     "route",
-    [{"dst": "10.99.0.11", "gateway": "192.0.2.1", "dev": "eth0"}, {"type": "blackhole"}, {"dev": "lo"}, None],
+    [
+        {"dst": "10.99.0.11", "gateway": "192.0.2.1", "dev": "eth0"},
+        {"type": "blackhole"},
+        {"type": "local", "dev": "lo"},
+        None,
+    ],
     ids=["uplink", "blackhole", "loopback", "no route"],
 )
 def test_an_address_that_is_routed_elsewhere_is_refused(route: dict[str, str] | None) -> None:

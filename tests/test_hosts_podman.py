@@ -1,4 +1,4 @@
-"""A host is made with its limits, on either kind of cgroups."""
+"""A host is made with its limits."""
 
 from __future__ import annotations
 
@@ -11,26 +11,21 @@ HOST = Host("pi1", "trixie", 11, memory="512m", tasks=300, disks=(Disk("/var/lib
 
 
 def test_limits_are_given_to_podman() -> None:
-    arguments = run_arguments(HOST, "image", one_cgroup_tree=True)
+    arguments = run_arguments(HOST, "image")
     assert {"--memory=512m", "--memory-swap=512m", "--pids-limit=300", "--ip=10.99.0.11"} <= set(arguments)
 
 
 def test_no_limit_is_given_where_none_is_asked_for() -> None:
-    arguments = run_arguments(Host("pi1", "trixie", 11), "image", one_cgroup_tree=True)
+    arguments = run_arguments(Host("pi1", "trixie", 11), "image")
     assert not [word for word in arguments if word.startswith(("--memory", "--volume"))]
 
 
-def test_cgroups_of_old_are_opened_by_the_host_itself() -> None:
-    assert "--systemd=always" in run_arguments(HOST, "image", one_cgroup_tree=True)
-    assert "--systemd=false" in run_arguments(HOST, "image", one_cgroup_tree=False)
-
-
 def test_the_image_comes_last() -> None:
-    assert run_arguments(HOST, "image", one_cgroup_tree=True)[-1] == "image"
+    assert run_arguments(HOST, "image")[-1] == "image"
 
 
 def test_a_disk_is_mounted_where_it_is_asked_for() -> None:
-    volumes = [word for word in run_arguments(HOST, "image", one_cgroup_tree=True) if word.startswith("--volume")]
+    volumes = [word for word in run_arguments(HOST, "image") if word.startswith("--volume")]
     assert [volume.rpartition(":")[2] for volume in volumes] == ["/var/lib/ollama"]
 
 

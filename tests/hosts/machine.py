@@ -1,4 +1,4 @@
-"""What this machine brings: the packages hosts are made with, its Debian mirror, its cgroups. Knows no hosts."""
+"""What this machine brings: the packages hosts are made with, and its Debian mirror. Knows no hosts."""
 
 from __future__ import annotations
 
@@ -62,11 +62,6 @@ def require(missing: Sequence[str], uid: int) -> None:
 
 def require_all() -> None:
     require(missing_packages(), os.geteuid())
-
-
-def has_one_cgroup_tree() -> bool:
-    """Whether this machine has cgroup v2 alone, as Debian has by itself; hybrid machines have v1's controllers."""
-    return run(["stat", "-fc", "%T", "/sys/fs/cgroup"]).strip() == "cgroup2fs"
 
 
 @dataclass(frozen=True)

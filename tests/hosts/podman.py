@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.hosts import image
-from tests.hosts.machine import PROJECT, STATE, Refused, has_one_cgroup_tree, require_all, run, sentence
+from tests.hosts.machine import PROJECT, STATE, Refused, require_all, run, sentence
 from tests.hosts.network import GATEWAY, SUBNET, address_of, keep_in, mac_of, require_on_bridge, wait_for_ssh
 
 NETWORK = "pi-test-hosts"
@@ -117,13 +117,12 @@ def podman(*words: str | Path) -> str:
     return run([*command(), *words])
 
 
-def run_arguments(host: Host, image_name: str, one_cgroup_tree: bool) -> list[str]:
-    """The arguments of `podman run` for a host; on cgroup v1 limits count only without podman's own systemd mode."""
-    cgroups = ["--systemd=always"] if one_cgroup_tree else ["--systemd=false"]
+def run_arguments(host: Host, image_name: str) -> list[str]:
+    """The arguments of `podman run` for a host."""
     arguments = [
         "run",
         "--detach",
-        *cgroups,
+        "--systemd=false",  # pi-init does it: limits would not count on cgroup v1
         "--cgroupns=private",
         f"--name={host.name}",
         f"--hostname={host.name}",
@@ -193,7 +192,7 @@ def up(host: Host) -> None:
     make_network()
     for disk in host.disks:
         make_disk(host.name, disk)
-    podman(*run_arguments(host, image_name, has_one_cgroup_tree()))
+    podman(*run_arguments(host, image_name))
     wait_for_ssh(address)
     learn_key(address)
     wait_for_boot(host.name)
