@@ -27,6 +27,25 @@ INVENTORY = ROOT / "inventory"
 TEMPLATE = {"trim_blocks": True, "lstrip_blocks": False, "newline_sequence": "\n"}
 RUNTIME: dict[str, dict[str, Any]] = {
     "": {"ansible_facts": {"architecture": "aarch64", "python_version": "3.13.5", "memtotal_mb": 8064}},
+    "ollama": {
+        "ollama__found": {
+            "machine": "aarch64",
+            "has_nvidia": False,
+            "has_zstd": True,
+            "has_python_apt": True,
+            "releases": {},
+            "release": "0.34.4-96f50a11",
+            "is_whole": False,
+            "current": "",
+            "lacking": [],
+            "has_own_unit": False,
+            "foreign_unit": "",
+            "foreign_binaries": [],
+            "user_home": "",
+            "listener": {},
+            "is_outdated": True,
+        }
+    },
 }
 
 

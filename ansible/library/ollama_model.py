@@ -201,6 +201,8 @@ class Progress:
         self.status = status
         if "total" in record:
             self.layers[str(record.get("digest", ""))] = (int(record.get("completed", 0)), int(record["total"]))
+        if status == "success":
+            self.layers = {digest: (total, total) for digest, (_, total) in self.layers.items()}
         if is_new or self.clock() - self.written >= PROGRESS_EVERY_S:
             self.write()
 

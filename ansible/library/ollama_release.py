@@ -10,7 +10,6 @@ The decision list of `lay_out`:
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -188,8 +187,7 @@ def clean(archive: Path, root: Path, leftovers: str) -> None:
     archive.unlink(missing_ok=True)
     shutil.rmtree(root / "incoming", ignore_errors=True)
     user = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
-    for copy in glob.glob(os.path.join(pwd.getpwnam(user).pw_dir, leftovers, "ansible-tmp-*")):
-        shutil.rmtree(copy, ignore_errors=True)
+    shutil.rmtree(Path(pwd.getpwnam(user).pw_dir) / leftovers, ignore_errors=True)
 
 
 def lay_out(module: AnsibleModule, wanted: dict[str, Any]) -> list[str]:

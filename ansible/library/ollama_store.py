@@ -257,8 +257,7 @@ def clean(store: Path, leftovers: str) -> None:
     shutil.rmtree(store / "incoming", ignore_errors=True)
     if leftovers:
         user = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
-        for copy in (Path(pwd.getpwnam(user).pw_dir) / leftovers).glob("ansible-tmp-*"):
-            shutil.rmtree(copy, ignore_errors=True)
+        shutil.rmtree(Path(pwd.getpwnam(user).pw_dir) / leftovers, ignore_errors=True)
 
 
 def apply(wanted: dict[str, Any], check_mode: bool) -> dict[str, Any]:
