@@ -139,6 +139,14 @@ def playbook(scenario: str, name: str, *arguments: str) -> list[str]:
     ]
 
 
+def play(scenario: str, name: str, *arguments: str) -> str:
+    """Run one of the project's playbooks on a scenario's hosts, and return what it says; it must succeed."""
+    command = playbook(scenario, name, *arguments)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{name}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
 def nodes_of(scenario: str) -> list[Node]:
     """The hosts of a scenario that `create` made."""
     hosts = json.loads((folder_of(scenario) / "inventory/hosts.yml").read_text())["nodes"]["hosts"]
