@@ -10,10 +10,10 @@ import fcntl
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.hosts.machine import STATE, Mirror, apt_settings, mirror, run
+from tests.hosts.machine import STATE, Mirror, Refused, apt_settings, mirror, run
 
 RELEASES = ("trixie", "bookworm")
 # What Raspberry Pi OS Lite has and the roles may count on. It has neither zstd nor python3-venv.
@@ -138,4 +138,14 @@ def build(release: str, podman: list[str]) -> str:
         run([*podman, "import", "--quiet", *(f"--change={change}" for change in changes), part, name])
         part.unlink()
         remove_tree(tree)
+        remove_older(name, podman)
     return name
+
+
+def remove_older(name: str, podman: list[str]) -> None:
+    """Remove the images that this one takes the place of, but those that a host still runs from."""
+    repository, _, _ = name.partition(":")
+    for other in run([*podman, "images", "--format={{.Repository}}:{{.Tag}}", repository]).split():
+        if other != name:
+            with suppress(Refused):
+                run([*podman, "rmi", other])
