@@ -148,10 +148,22 @@ def run_arguments(host: Host, image_name: str) -> list[str]:
 
 
 def make_network() -> None:
+    """The bridge's settings are there, and nothing for it leaves this machine.
+
+    Raises: Refused, when something else has these addresses.
+    """
     keep_in()
     with image.locked("network"):
-        if NETWORK not in podman("network", "ls", "--format={{.Name}}").split():
+        if NETWORK in podman("network", "ls", "--format={{.Name}}").split():
+            return
+        try:
             podman("network", "create", "--disable-dns", "--subnet", SUBNET, "--gateway", GATEWAY, NETWORK)
+        except Refused as refusal:
+            if "already used" not in str(refusal):
+                raise
+            raise Refused(
+                f"the addresses {SUBNET} are in use on this machine; if by another copy of this project: make clean there"
+            ) from None
 
 
 def make_disk(host: str, disk: Disk) -> None:
@@ -187,9 +199,9 @@ def up(host: Host) -> None:
     """A fresh host, in place of one of the same name; returns when SSH answers."""
     address = host.address
     require_free(host, listed())
+    make_network()
     image_name = image.build(host.release, command())
     down([host.name])
-    make_network()
     for disk in host.disks:
         make_disk(host.name, disk)
     podman(*run_arguments(host, image_name))
