@@ -157,7 +157,7 @@ def superfluous(home: Path, keep: list[str]) -> list[str]:
     kept = {Path(name).name for name in keep}
     if (home / "current").is_symlink():
         kept.add(Path(os.readlink(home / "current")).name)
-    return sorted(path.name for path in home.glob("releases/*") if path.name.removesuffix(".tar") not in kept)
+    return sorted(path.name for path in home.glob("releases/*") if path.name not in kept)
 
 
 def _remove(path: Path) -> None:
@@ -177,7 +177,7 @@ def _alone(home: Path) -> Iterator[None]:
 
 def put(home: Path, release: str, archive: Path, keep: list[str], *, check: bool) -> list[str]:
     """Install the release and remove what is superfluous; returns what was."""
-    keep = [*keep, release]
+    keep = [*keep, release, archive.name]
     if check:
         return superfluous(home, keep)
     with _alone(home):
@@ -186,6 +186,7 @@ def put(home: Path, release: str, archive: Path, keep: list[str], *, check: bool
             _remove(home / "releases" / name)
         if not is_whole(home / "releases" / release):
             install(home, release, archive)
+        archive.unlink(missing_ok=True)  # of a release that another run has installed meanwhile
         return removed
 
 

@@ -253,7 +253,7 @@ def _holder(pid: int) -> str:
 def is_other_pepper(file: Path, pepper: str) -> bool:
     if not pepper or not file.exists():
         return False
-    return not hmac.compare_digest(file.read_bytes().strip(), pepper.strip().encode())
+    return not hmac.compare_digest(file.read_bytes().strip(), pepper.encode().strip())
 
 
 def has_own_keys(database: Path) -> bool:
