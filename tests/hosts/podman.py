@@ -162,7 +162,7 @@ def make_network() -> None:
             if "already used" not in str(refusal):
                 raise
             raise Refused(
-                f"the addresses {SUBNET} are in use on this machine; if by another copy of this project: make clean there"
+                f"the addresses {SUBNET} are in use on this machine; by another copy of this project? make clean there"
             ) from None
 
 
