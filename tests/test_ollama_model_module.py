@@ -130,9 +130,16 @@ def test_a_wrong_digest_is_an_error_and_nothing_is_kept(fake: FakeOllama) -> Non
 def test_what_was_there_before_a_wrong_digest_came_is_there_again(fake: FakeOllama) -> None:
     before = "cd" * 32
     fake.models, fake.comes = {"qwen2.5:3b": before}, OTHER
-    with pytest.raises(PullFailed, match="was removed"):
+    with pytest.raises(PullFailed, match="was not kept"):
         apply(fake, digest=PINNED)
     assert fake.models == {"qwen2.5:3b": before}
+
+
+def test_a_model_that_the_registry_still_gives_is_not_removed_for_a_wrong_pin(fake: FakeOllama) -> None:
+    fake.models, fake.comes = {"qwen2.5:3b": OTHER}, OTHER
+    with pytest.raises(PullFailed, match="or the pin has a mistake"):
+        apply(fake, digest=PINNED)
+    assert fake.models == {"qwen2.5:3b": OTHER}
 
 
 def test_a_model_that_was_published_anew_takes_the_place_of_the_old(fake: FakeOllama) -> None:

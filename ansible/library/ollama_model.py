@@ -5,7 +5,8 @@ The decision list of `make_present`:
 1. The model is there, and is the pinned one where one is pinned: nothing to do.
 2. Another model of that name is kept under a second name while the pull runs.
 3. The pull ends with success, with an error of Ollama's, in silence, or out of time; all but the first fail.
-4. What came is not what is pinned: it is deleted, what was there before gets its name back, and the task fails.
+4. What came is not what is pinned: it is deleted unless it was there before, what was there before has its name again,
+   and the task fails.
 """
 
 from __future__ import annotations
@@ -137,8 +138,9 @@ class Ollama:
             raise PullFailed(f"Ollama on 127.0.0.1:{self.port} answered {status} when asked for its models.")
         return {full_name(row["name"]): row["digest"].removeprefix("sha256:") for row in answer.get("models") or []}
 
-    def copy(self, source: str, destination: str) -> None:
-        self.call("POST", "/api/copy", {"source": source, "destination": destination})
+    def copy(self, source: str, destination: str) -> bool:
+        """Give a model a second name. Returns: whether it has it."""
+        return self.call("POST", "/api/copy", {"source": source, "destination": destination})[0] == 200
 
     def delete(self, name: str) -> bool:
         """Remove a model. Returns: whether it was there."""
@@ -246,21 +248,21 @@ def make_present(ollama: Ollama, wanted: dict[str, Any], before: str) -> str:
     Returns: the digest.
     """
     name, digest = wanted["name"], wanted["digest"]
-    if before:
-        ollama.copy(name, KEPT)
+    is_kept = bool(before) and ollama.copy(name, KEPT)
     try:
         follow(ollama, wanted)
         found = ollama.models().get(full_name(name), "")
         if digest and found != digest:
-            ollama.delete(name)
-            if before:
+            if found != before:
+                ollama.delete(name)
+            if is_kept:
                 ollama.copy(KEPT, name)
             raise PullFailed(
-                f"{name} came with the digest {found or 'of no model'}, and model_digest pins {digest}. It was "
-                "removed. Either the model was published anew under this name, or the pin has a mistake."
+                f"{name} came with the digest {found or 'of no model'}, and model_digest pins {digest}. It was not "
+                "kept. Either the model was published anew under this name, or the pin has a mistake."
             )
     finally:
-        if before:
+        if is_kept:
             ollama.delete(KEPT)
     return found
 
