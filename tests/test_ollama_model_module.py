@@ -29,7 +29,7 @@ PULL = [
 
 
 class FakeOllama:
-    """Ollama's exact words, with knobs: which models there are, what a pull says and brings, whether it falls silent."""
+    """Ollama's exact words, with knobs: which models there are, what a pull says and brings, whether it hangs."""
 
     def __init__(self) -> None:
         self.models: dict[str, str] = {}

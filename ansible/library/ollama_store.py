@@ -206,8 +206,8 @@ def take_in(store: Path, blob: Blob, owner: str) -> None:
     if found != blob["file"]:
         raise StoreRefused(
             f"A blob that should be {blob['file']} arrived as {found}. It was removed and the model was not put in. "
-            "Where it came from is damaged: check its disk, and remove the model there to fetch it anew. With model_source "
-            "node that is the controller's model_cache_dir, or the store of model_source_node."
+            "Where it came from is damaged: check its disk, and remove the model there to fetch it anew. With "
+            "model_source node that is the controller's model_cache_dir, or the store of model_source_node."
         )
     settle(arrived, store / "blobs" / blob["file"], owner)
 
