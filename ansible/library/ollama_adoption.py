@@ -62,11 +62,16 @@ ETC = Path("/etc/systemd/system/ollama.service")
 DROP_INS = Path("/etc/systemd/system/ollama.service.d")
 
 
+def drop_ins() -> list[Path]:
+    return [path for path in DROP_INS.glob("*") if not path.is_dir()]
+
+
 def put_aside(unit: Path, aside: Path, was_enabled: bool) -> None:
     """Copy first, under a temporary name, and take away after: cut anywhere, one whole copy is left."""
     made = aside.with_name(aside.name + ".partial")
     shutil.rmtree(made, ignore_errors=True)
-    made.mkdir(parents=True, mode=0o700)
+    made.parent.mkdir(mode=0o700, exist_ok=True)
+    made.mkdir(mode=0o700)
     if unit == ETC:  # a package's unit lies elsewhere: one in /etc hides it, and shows it again when it goes
         shutil.copy2(unit, made / "unit")
     if DROP_INS.is_dir():
@@ -103,14 +108,15 @@ def main() -> None:
     )
     aside, go_aside = Path(module.params["aside"]), module.params["state"] == "aside"
     is_kept, enabled = aside.is_dir(), was_enabled(module, aside)
-    changed = DROP_INS.is_dir() or not is_kept if go_aside else is_kept
+    changed = bool(drop_ins()) or not is_kept if go_aside else is_kept
     if changed and not module.check_mode:
         if not go_aside:
             put_back(aside)
         elif not is_kept:
             put_aside(Path(module.params["unit"]), aside, enabled)
         if go_aside:
-            shutil.rmtree(DROP_INS, ignore_errors=True)
+            for path in drop_ins():
+                path.unlink()
     module.exit_json(changed=changed, is_restored=changed and not go_aside, was_enabled=enabled)
 
 
