@@ -214,6 +214,7 @@ def test_another_pepper_is_refused_while_keys_depend_on_the_first():
     (told,) = refusals(pepper="p" * 16, is_other_pepper=True, has_own_keys=True)
     assert "/etc/pi-llm/pepper into the vault" in told
     assert '"pepper"' in told
+    assert "\n" not in told
 
 
 def test_a_short_pepper_is_refused_without_being_shown():
