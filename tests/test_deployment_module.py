@@ -55,6 +55,9 @@ class Machine:
     def compared(self) -> list[str]:
         return deployment.compared(self.root, self.parts)["changed_parts"]
 
+    def begun(self, check: bool = False) -> list[str]:
+        return deployment.begun(self.root, self.parts, check=check)["changed_parts"]
+
     def proven(self, check: bool = False) -> dict[str, Any]:
         return deployment.proven(self.root, self.parts, check=check)
 
@@ -146,6 +149,43 @@ def test_going_back_to_what_the_disk_holds_changes_nothing(machine: Machine) -> 
     machine.proven()
     answer = machine.restored()
     assert (answer["changed"], answer["restored"]) == (False, [])
+
+
+def test_after_going_back_there_is_nothing_to_go_back_to_and_after_going_on_there_is(machine: Machine) -> None:
+    for release in (1, 2, 1):
+        machine.write(release)
+        machine.proven()
+    assert not deployment.compared(machine.root, machine.parts)["has_previous"]
+    machine.write(2)
+    assert machine.proven()["has_previous"]
+
+
+def test_what_began_to_restart_has_to_until_it_is_proven_even_if_the_disk_is_as_it_was(machine: Machine) -> None:
+    machine.proven()
+    machine.write(2)
+    assert machine.begun() == ["appliance"]
+    machine.write(1)
+    assert (machine.compared(), machine.begun()) == (["appliance"], ["appliance"])
+    assert machine.proven()["has_previous"] is False
+    assert machine.compared() == []
+
+
+def test_beginning_where_nothing_differs_or_in_check_mode_writes_nothing(machine: Machine) -> None:
+    machine.proven()
+    file = machine.root / "snapshots.json"
+    before = file.stat()
+    assert machine.begun() == []
+    machine.write(2)
+    assert machine.begun(check=True) == ["appliance"]
+    assert file.stat() == before
+
+
+def test_a_release_that_going_back_needs_and_that_is_gone_is_named(machine: Machine) -> None:
+    machine.proven()
+    machine.write(2)
+    assert machine.proven()["lost"] == [str(machine.disk / "releases/1")]
+    (machine.disk / "releases/1").mkdir(parents=True)
+    assert machine.proven()["lost"] == []
 
 
 def test_only_the_named_parts_go_back(machine: Machine) -> None:

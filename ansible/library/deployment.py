@@ -2,8 +2,9 @@
 """Remembers what a node's services were proven to run with, tells what differs from it, and puts it back.
 
 Owns one file, `snapshots.json` under `root`: the last set of files and links that was seen to serve (`proven`) and the
-one before it (`previous`). Both are in one file since one rename then is the whole change: cut anywhere, it holds the
-old pair or the new one. Knows nothing of services; who calls it restarts them.
+one before it (`previous`), and which parts may run with something else (`unproven`). All are in one file since one
+rename then is the whole change: cut anywhere, it holds the old state or the new one. Knows nothing of services; who
+calls it restarts them.
 """
 
 from __future__ import annotations
@@ -28,22 +29,26 @@ description:
     with content, mode, owner and group, or that there was none.
   - A service must restart when its part differs from the proven snapshot. That is read from the disk and not from what
     this run changed, so a run that was killed between a change and its restart is finished by the next one.
+  - It must also restart when an earlier run began to restart it and did not come to prove it, even if the disk is again
+    as it was; V(begun) remembers that.
   - Files are kept whole, secrets among them, in one file that root alone can read.
 options:
   state:
     description:
       - V(compared) tells which parts differ from the proven snapshot. It never changes anything.
+      - V(begun) tells the same and remembers it, before services restart, until V(proven).
       - V(proven) makes the proven snapshot what the disk holds now, if it differs; the one until then becomes the
-        previous one. Parts that are not named stay as the proven snapshot has them.
+        previous one. After going back to the previous one there is none before it. Parts that are not named stay as
+        the proven snapshot has them.
       - V(restored) writes every file and link of a snapshot back, and removes what the snapshot knows as absent.
     type: str
     required: true
-    choices: [compared, proven, restored]
+    choices: [compared, begun, proven, restored]
   parts:
     description:
       - The names of the parts, each with absolute paths of files and links.
-      - Needed for V(compared) and V(proven). With V(restored) it says which parts, and all of them when it is left out;
-        its paths do not matter there, since the snapshot knows its own.
+      - Needed for V(compared), V(begun) and V(proven). With V(restored) it says which parts, and all of them when it is
+        left out; its paths do not matter there, since the snapshot knows its own.
     type: dict
     default: {}
   from:
@@ -88,8 +93,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 changed_parts:
-  description: Names of parts whose files or links differ from the proven snapshot; all when there is none. After
-    V(proven) and V(restored), those that were made the same.
+  description: Names of parts whose files or links differ from the proven snapshot, or that an earlier run began to
+    restart; all when there is no snapshot. After V(proven) and V(restored), those that were made the same.
   returned: always
   type: list
   elements: str
@@ -102,6 +107,12 @@ has_previous:
   description: Whether there is a previous snapshot.
   returned: always
   type: bool
+lost:
+  description: What links of the previous snapshot refer to and is not on the disk any more.
+  returned: always
+  type: list
+  elements: str
+  sample: [/opt/ollama/releases/0.34.3-5d41402a]
 restored:
   description: Paths that were written back or removed.
   returned: always
@@ -145,6 +156,7 @@ class Snapshots(TypedDict):
     format: int
     proven: Snapshot | None
     previous: Snapshot | None
+    unproven: list[str]  # parts whose services may have been started with something that is not proven
 
 
 class DeploymentError(Exception):
@@ -154,18 +166,36 @@ class DeploymentError(Exception):
 def compared(root: Path, parts: dict[str, list[str]]) -> dict[str, Any]:
     """Tell which parts differ on the disk from the proven snapshot."""
     kept = _load(root)
-    return _answer(kept, changed_parts=_changed(kept["proven"], parts))
+    return _answer(kept, changed_parts=_to_restart(kept, parts))
+
+
+def begun(root: Path, parts: dict[str, list[str]], *, check: bool) -> dict[str, Any]:
+    """Tell the same, and remember that these parts are about to restart, whatever becomes of this run."""
+    kept = _load(root)
+    changed_parts = _to_restart(kept, parts)
+    unproven = sorted({*kept["unproven"], *changed_parts})
+    if unproven != kept["unproven"] and not check:
+        kept["unproven"] = unproven
+        _save(root, kept)
+    return _answer(kept, changed_parts=changed_parts)
 
 
 def proven(root: Path, parts: dict[str, list[str]], *, check: bool) -> dict[str, Any]:
-    """Make the disk as it is now the proven snapshot, and the proven one the previous; nothing if they are the same."""
+    """Make the disk as it is now the proven snapshot, and the proven one the previous; nothing if they are the same.
+
+    After going back there is no previous one: going back again, also in a run that finishes a killed one, would
+    otherwise lead to where one came from.
+    """
     kept = _load(root)
     before = kept["proven"] or {}
     now = before | {name: _read_part(paths) for name, paths in parts.items()}
     changed_parts = _changed(kept["proven"], parts)
-    if now != before and not check:
+    unproven = [name for name in kept["unproven"] if name not in parts]
+    if (now != before or unproven != kept["unproven"]) and not check:
         previous = kept["proven"] if changed_parts else kept["previous"]  # only the lists of paths became other ones
-        kept = Snapshots(format=FORMAT, proven=now, previous=previous)
+        if changed_parts and now == kept["previous"]:
+            previous = None
+        kept = Snapshots(format=FORMAT, proven=now, previous=previous, unproven=unproven)
         _save(root, kept)
     return _answer(kept, changed_parts=changed_parts, changed=now != before, diff=_diff(_flat(before), _flat(now)))
 
@@ -191,6 +221,11 @@ def restored(root: Path, parts: dict[str, list[str]], source: str, *, check: boo
             _write(Path(path), wanted[path])
     diff = _diff({path: is_now[path] for path in differing}, {path: wanted[path] for path in differing})
     return _answer(kept, changed_parts=changed_parts, restored=differing, changed=bool(differing), diff=diff)
+
+
+def _to_restart(kept: Snapshots, parts: dict[str, list[str]]) -> list[str]:
+    changed_parts = _changed(kept["proven"], parts)
+    return [name for name in parts if name in changed_parts or name in kept["unproven"]]
 
 
 def _changed(snapshot: Snapshot | None, parts: dict[str, list[str]]) -> list[str]:
@@ -297,7 +332,7 @@ def _load(root: Path) -> Snapshots:
         kept: Snapshots = json.loads(path.read_text())
         is_format = kept["format"]
     except (FileNotFoundError, NotADirectoryError):
-        return Snapshots(format=FORMAT, proven=None, previous=None)
+        return Snapshots(format=FORMAT, proven=None, previous=None, unproven=[])
     except (ValueError, TypeError, KeyError):
         raise DeploymentError(f"{path} is damaged; move it away: the next deployment makes a new one.") from None
     if is_format != FORMAT:
@@ -305,6 +340,7 @@ def _load(root: Path) -> Snapshots:
             f"{path} has format {is_format}, and this reads {FORMAT}; use the release of the fleet that wrote it, "
             "or move it away: the next deployment makes a new one."
         )
+    kept.setdefault("unproven", [])  # it came later than the format
     return kept
 
 
@@ -351,12 +387,20 @@ def _answer(kept: Snapshots, **more: Any) -> dict[str, Any]:
         "has_proven": kept["proven"] is not None,
         "has_previous": kept["previous"] is not None,
         "links": sorted(set(_links(kept["proven"])) | set(_links(kept["previous"]))),
+        "lost": sorted(_lost(kept["previous"])),
         **more,
     }
 
 
 def _links(snapshot: Snapshot | None) -> Iterator[str]:
     return (entry["target"] for entry in _flat(snapshot or {}).values() if entry["kind"] == "link")
+
+
+def _lost(snapshot: Snapshot | None) -> Iterator[str]:
+    """What links lead to and is not there."""
+    for path, entry in _flat(snapshot or {}).items():
+        if entry["kind"] == "link" and not (target := Path(path).parent / entry["target"]).exists():
+            yield str(target)
 
 
 def _checked_parts(given: dict[str, Any], state: str) -> dict[str, list[str]]:
@@ -373,6 +417,8 @@ def _done(params: dict[str, Any], *, check: bool) -> dict[str, Any]:
     root, parts = Path(params["root"]), _checked_parts(params["parts"], params["state"])
     if params["state"] == "compared":
         return compared(root, parts)
+    if params["state"] == "begun":
+        return begun(root, parts, check=check)
     if params["state"] == "proven":
         return proven(root, parts, check=check)
     return restored(root, parts, params["from"], check=check)
@@ -381,7 +427,7 @@ def _done(params: dict[str, Any], *, check: bool) -> dict[str, Any]:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "required": True, "choices": ["compared", "proven", "restored"]},
+            "state": {"type": "str", "required": True, "choices": ["compared", "begun", "proven", "restored"]},
             "parts": {"type": "dict", "default": {}},
             "from": {"type": "str", "default": "proven", "choices": ["proven", "previous"]},
             "root": {"type": "path", "default": "/var/lib/pi-llm-fleet/deployment"},
