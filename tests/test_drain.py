@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,17 @@ def test_the_command_says_when_something_still_runs(node: Node, engine: FakeHand
     assert result.returncode == 1
     assert "1 requests run" in result.stderr
     resume(node)
+
+
+def test_a_service_that_ends_while_it_drains_is_idle(own_node: Node, engine: FakeHandle) -> None:
+    engine.turn(fault="hang_first", faults=1)
+    own_node.generate()
+    own_node.wait_until_busy(running=1)
+    with ThreadPoolExecutor() as pool:
+        draining = pool.submit(own_node.command, "drain", "--wait", str(DEADLINE_S))
+        wait_until(lambda: own_node.ready().status == 503, "it drains")
+        own_node.stop()
+    assert draining.result().returncode == 0
 
 
 def test_without_a_service_the_commands_say_so(tmp_path: Path, running: Node) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from appliance.commands.profile import profile_option
-from appliance.commands.running import NotServing, RunningService
+from appliance.commands.running import NotServing, RunningService, is_appliance
 
 POLL_S = 0.25
 
@@ -35,14 +35,24 @@ def command(profile: Path | None, wait_s: float, if_running: bool) -> None:
         click.echo(f"nothing to drain: {nobody.message}")
         return
     service.send(signal.SIGUSR1)
+    if not wait_s:
+        click.echo("told to drain")
+        return
     ends_at = time.monotonic() + wait_s
-    while wait_s:
-        reason, active = service.reason_not_ready(), service.active_requests()
-        if reason == "draining" and active == 0:
-            break
-        if reason != "draining":
-            service.send(signal.SIGUSR1)  # again: a worker that was being made has not heard it
+    while (busy := _what_keeps(service)) is not None:
         if time.monotonic() > ends_at:
-            raise click.ClickException(f"still busy after {wait_s:g} s: {active} requests run.")
+            raise click.ClickException(f"still busy after {wait_s:g} s: {busy}.")
         time.sleep(POLL_S)
-    click.echo("draining: nothing runs, nothing new is taken" if wait_s else "told to drain")
+    click.echo("draining: nothing runs, nothing new is taken")
+
+
+def _what_keeps(service: RunningService) -> str | None:
+    """Why it is not idle yet, or None. One that ended meanwhile is idle; one that is slow to answer may be busy."""
+    try:
+        reason, active = service.reason_not_ready(), service.active_requests()
+    except NotServing as silence:
+        return silence.message.rstrip(".") if is_appliance(service.pid) else None
+    if reason != "draining":
+        service.send(signal.SIGUSR1)  # again: a worker that was being made has not heard it
+        return "it does not say that it drains"
+    return f"{active} requests run" if active else None
