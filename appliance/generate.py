@@ -49,6 +49,10 @@ class GenerateAnswer(msgspec.Struct):
     queue_ms: float
     ttft_ms: float | None
     tokens_per_second: float | None
+    cached_tokens: int | None
+    load_ms: float | None
+    prefill_ms: float | None
+    decode_ms: float | None
 
 
 class Generate:

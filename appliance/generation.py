@@ -55,7 +55,11 @@ class Queued:
 
 @dataclass(frozen=True)
 class Done:
-    """The end of an answer, with what it took."""
+    """The end of an answer, with what it took.
+
+    cached_tokens, load_ms, prefill_ms, decode_ms: the engine's own; None where it does not say. Its prompt_tokens
+    count the cached ones, its prefill time is without them, and its decode time is from the first token to the last.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -63,6 +67,10 @@ class Done:
     queue_ms: float
     ttft_ms: float | None
     tokens_per_second: float | None
+    cached_tokens: int | None = None
+    load_ms: float | None = None
+    prefill_ms: float | None = None
+    decode_ms: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -73,6 +81,10 @@ class Done:
             "queue_ms": self.queue_ms,
             "ttft_ms": self.ttft_ms,
             "tokens_per_second": self.tokens_per_second,
+            "cached_tokens": self.cached_tokens,
+            "load_ms": self.load_ms,
+            "prefill_ms": self.prefill_ms,
+            "decode_ms": self.decode_ms,
         }
 
 
@@ -207,6 +219,10 @@ class Generations:
             queue_ms=_ms(queue_s),
             ttft_ms=None if ttft_s is None else _ms(ttft_s),
             tokens_per_second=last.tokens_per_s and round(last.tokens_per_s, 2),
+            cached_tokens=last.prompt_eval_cached_count,
+            load_ms=_ms(last.load_duration / 1e9) if last.load_duration else None,
+            prefill_ms=_ms(last.prompt_eval_duration / 1e9) if last.prompt_eval_duration else None,
+            decode_ms=_ms(last.eval_duration / 1e9) if last.eval_duration else None,
         )
 
 

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.tier2
 
 SETTINGS = {"N_CTX": 256, "N_THREADS": 3, "N_BATCH": 32, "MAX_TOKENS": 7, "OLLAMA_KEEP_ALIVE": "10m"}
 LOAD_OPTIONS = {"num_ctx": 256, "num_thread": 3, "num_batch": 32}
+TIMES = ("queue_ms", "ttft_ms", "tokens_per_second", "load_ms", "prefill_ms", "decode_ms")
 
 
 def last_body(engine: FakeHandle) -> dict[str, Any]:
@@ -30,13 +31,14 @@ def test_it_streams_tokens_and_ends_with_done(node: Node) -> None:
 
 def test_done_carries_the_engines_counts_and_the_times(node: Node) -> None:
     done = node.generate(prompt="x" * 40, max_tokens=5).next("done").data
-    times = {name: done.pop(name) for name in ("queue_ms", "ttft_ms", "tokens_per_second")}
+    times = {name: done.pop(name) for name in TIMES}
     assert done == {
         "done": True,
         "prompt_tokens": 18,  # as the fake counts: 8 for the template, one every 4 characters
         "completion_tokens": 5,
         "total_tokens": 23,
         "finish_reason": "length",
+        "cached_tokens": None,  # the fake says nothing of its cache
     }
     assert all(isinstance(value, float) and value >= 0 for value in times.values()), times
 
