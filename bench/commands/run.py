@@ -1,0 +1,208 @@
+"""`bench run`: put load on nodes, and measure what they make of it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import gevent
+import msgspec
+from click.core import ParameterSource
+from gevent.event import Event
+
+from bench.client import Target
+from bench.commands.values import Duration, Level, Node, Numbers
+from bench.outcome import outcome
+from bench.progress import shown
+from bench.run_table import table
+from bench.samples import ClosedLoop, Load, OpenLoop, Settings
+from bench.session import Measured, Session
+from bench.summary import ServiceLevel
+from bench.trace import Arrivals
+
+KEY_VARIABLE = "BENCH_KEY"
+EXIT_FAILED, EXIT_INVALID, EXIT_INTERRUPTED = 1, 3, 130
+OF_THE_LOAD = (
+    "concurrency", "rate", "arrivals", "sweep_to", "requests", "duration_s", "warm_up", "prompt_tokens", "max_tokens",
+    "seed", "timeout_s",
+)  # fmt: skip
+
+
+@click.command(
+    epilog="Exit status: 0 all measured; 1 a node failed, the others were measured; 2 wrong usage; 3 all measured, but "
+    "a run is invalid and must decide nothing; 130 interrupted, what was measured is kept."
+)
+@click.option("--node", "nodes", type=Node(), multiple=True, help="A node to measure; may be given several times.")
+@click.option(
+    "--key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help=f"File with the nodes' API key; else the variable {KEY_VARIABLE} holds it.",
+)
+@click.option(
+    "--concurrency", type=Numbers(1, 1024, is_whole=True), help="Closed loop: so many clients, a stage each. [1]"
+)
+@click.option("--rate", type=Numbers(0.001, 1000, is_whole=False), help="Open loop: so many requests/s, a stage each.")
+@click.option(
+    "--arrivals", type=click.Choice(["constant", "poisson"]), default="poisson", show_default=True,
+    help="When requests of an open loop come.",
+)  # fmt: skip
+@click.option(
+    "--sweep-to", type=click.IntRange(1, 1024), metavar="N",
+    help="Closed loop of 1, 2, 4 … clients until throughput grows no more, at most N.",
+)  # fmt: skip
+@click.option(
+    "--requests", type=click.IntRange(1, 100_000), default=30, show_default=True, help="Measured requests a stage."
+)
+@click.option("--duration", "duration_s", type=Duration(), help="At most so long a stage, even with fewer requests.")
+@click.option(
+    "--warm-up", type=click.IntRange(0, 1000),
+    help="Requests before a stage's measured ones, in no figure. [as many as clients; open loop: 2]",
+)  # fmt: skip
+@click.option(
+    "--prompt-tokens", type=Numbers(16, 8192, is_whole=True), default="128", show_default=True,
+    help="Prompt lengths, mixed evenly; by the first node's own count.",
+)  # fmt: skip
+@click.option(
+    "--max-tokens", type=click.IntRange(1, 2048), default=64, show_default=True, help="Length of each answer."
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1),
+    help="Same seed, same prompts. Drawn anew if not given: an engine may remember prompts that it was asked before.",
+)  # fmt: skip
+@click.option("--slo", type=Level(), help="Service level for goodput: ttft=2s,tpot=200ms,e2e=30s, or some of them.")
+@click.option(
+    "--timeout", "timeout_s", type=Duration(), default="300s", show_default=True, help="Longest time for one answer."
+)
+@click.option(
+    "--results", type=click.Path(file_okay=False, path_type=Path), default=Path("bench/results"), show_default=True,
+    help="Where run files go, a folder for each node.",
+)  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on with each node's interrupted run, as that was begun.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    nodes: Sequence[tuple[str, str]],
+    key_file: Path | None,
+    slo: ServiceLevel | None,
+    results: Path,
+    resume: bool,
+    as_json: bool,
+    **load: Any,
+) -> None:
+    """Put load on each node's /generate, all nodes at the same time, and measure it.
+
+    Prompts begin differently, so that no cache helps, and are the same for all nodes. Latencies count from the moment
+    that a request was planned for. Each run's file holds every sample.
+    """
+    targets = _targets(nodes, _key(key_file))
+    settings = None if resume else _settings(**load)
+    if resume and (given := [name for name in OF_THE_LOAD if _is_given(ctx, name)]):
+        option = next(p.opts[0] for p in ctx.command.params if p.name == given[0])
+        raise click.UsageError(f"--resume goes on with the load of the interrupted run; leave {option} out.")
+    _allow_many_files()
+    interrupt = Event()
+    _stop_on_signals(interrupt)
+    with shown(is_wanted=True) as progress:
+        session = Session(results, progress.tell, interrupt)
+        measured = session.resume(targets) if settings is None else session.measure(targets, settings)
+    _print(measured, slo, as_json)
+    sys.exit(exit_status(measured, interrupt.is_set()))
+
+
+def exit_status(measured: Sequence[Measured], was_interrupted: bool) -> int:
+    if was_interrupted:
+        return EXIT_INTERRUPTED
+    if any(each.problem or each.run is None for each in measured):
+        return EXIT_FAILED
+    return 0 if all(each.run.is_valid for each in measured if each.run) else EXIT_INVALID
+
+
+def _settings(
+    *,
+    concurrency: tuple[int, ...] | None,
+    rate: tuple[float, ...] | None,
+    arrivals: Arrivals,
+    sweep_to: int | None,
+    seed: int | None,
+    **others: Any,
+) -> Settings:
+    given = [n for n, v in (("--concurrency", concurrency), ("--rate", rate), ("--sweep-to", sweep_to)) if v]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)}: one kind of load at a time.")
+    loads: tuple[Load, ...] = tuple(ClosedLoop(each) for each in concurrency or (1,))
+    if rate:
+        loads = tuple(OpenLoop(each, arrivals) for each in rate)
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    return Settings(seed=seed, loads=() if sweep_to else loads, sweep_to=sweep_to, **others)
+
+
+def _targets(nodes: Sequence[tuple[str, str]], key: str) -> list[Target]:
+    if not nodes:
+        raise click.UsageError("no node to measure; name one with --node http://HOST:8000.")
+    names = [name for name, _ in nodes]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise click.UsageError(f"--node: {twice} is given twice; tell nodes apart with NAME=URL.")
+    return [Target(name, url.rstrip("/"), key) for name, url in nodes]
+
+
+def _key(key_file: Path | None) -> str:
+    """One line of printable ASCII; it becomes a header."""
+    try:
+        key = os.environ.get(KEY_VARIABLE, "") if key_file is None else key_file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"--key-file: {key_file} cannot be read: {error}.") from error
+    key = key.strip()
+    if not key:
+        place = f"{key_file} is empty" if key_file else f"neither --key-file nor {KEY_VARIABLE} is given"
+        raise click.UsageError(f"no API key: {place}.")
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise click.UsageError(f"{'--key-file' if key_file else KEY_VARIABLE}: what it holds is no API key, but more.")
+    return key
+
+
+def _is_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _allow_many_files() -> None:
+    """A node takes a socket a client and a lock, and the usual limit of 1024 files is soft."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _stop_on_signals(interrupt: Event) -> None:
+    """The first Ctrl-C or SIGTERM ends the measuring and writes what there is; the second ends at once."""
+
+    def stop() -> None:
+        if interrupt.is_set():
+            os._exit(EXIT_INTERRUPTED)
+        click.echo("interrupted: writing what was measured …", err=True)
+        interrupt.set()
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        gevent.signal_handler(signum, stop)
+
+
+def _print(measured: Sequence[Measured], slo: ServiceLevel | None, as_json: bool) -> None:
+    outcomes = [outcome(each.run, slo) for each in measured if each.run]
+    if as_json:
+        problems = {each.node: each.problem for each in measured if each.problem}
+        files = {each.node: str(each.path) for each in measured if each.path}
+        click.echo(msgspec.json.encode({"runs": outcomes, "problems": problems, "files": files}))
+        return
+    for each in outcomes:
+        click.echo(table(each) + "\n")
+    for node in measured:
+        if node.path:
+            click.echo(f"{node.node}: every sample is in {node.path}")
+        elif node.problem:
+            click.echo(f"bench: {node.problem}", err=True)
