@@ -21,7 +21,7 @@ from statistics import NormalDist, median
 from typing import Literal, NamedTuple
 
 ALPHA = 0.05
-LOOKS = (12, 18, 26)  # rounds; of some 40 s each on a Pi (see surfaces.py): the last after 17 minutes
+LOOKS = (12, 17, 23)  # rounds; of some 47 s each on a Pi (see surfaces.py): the last after 18 minutes
 
 Kind = Literal["faster", "slower", "same"]
 

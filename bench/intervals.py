@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from statistics import NormalDist, fmean
 from typing import NamedTuple
 
@@ -64,7 +65,7 @@ def quantile_interval(values: Sequence[float], share: float, level: float = LEVE
     by_batches = student(level, degrees) * _standard_error(below)
     reach = max(by_batches, NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(share * (1 - share) / n))
     ordered = sorted(values)
-    low, high = math.floor(n * (share - reach)), math.ceil(n * (share + reach))
+    low, high = round(n * (share - reach)), round(n * (share + reach))
     return Interval(ordered[low - 1] if low >= 1 else None, ordered[high] if high < n else None)
 
 
@@ -89,7 +90,7 @@ def batches(values: Sequence[float]) -> list[Sequence[float]]:
     """BATCHES contiguous stretches of about equal length; the values one by one where they are too few for that."""
     count = BATCHES if len(values) >= BATCHES * LEAST_BATCH else len(values)
     edges = [round(k * len(values) / count) for k in range(count + 1)]
-    return [values[low:high] for low, high in zip(edges, edges[1:], strict=False)]
+    return [values[low:high] for low, high in pairwise(edges)]
 
 
 @lru_cache(maxsize=4096)

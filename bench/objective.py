@@ -13,6 +13,7 @@ from bench.space import Settings
 Objective = Literal["throughput", "latency", "balanced"]
 ANSWER_TOKENS = 128  # the answer whose latency counts: a usual MAX_TOKENS
 TTFT_REPEATS = 2  # blocks that must all miss the limit: a single one may have been unlucky
+TTFT_LUCK = 1.4  # by so much at most
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ class Limits:
         if self.max_ttft_ms is not None and len(blocks) >= TTFT_REPEATS and least > self.max_ttft_ms:
             return f"TTFT was {least:.0f} ms at best, and {self.max_ttft_ms:.0f} ms are allowed"
         return None
+
+    def may_yet_be_met_by(self, blocks: Sequence[Figures]) -> bool:
+        """Whether too few blocks missed the limit, and too narrowly, to say so for good."""
+        if self.max_ttft_ms is None or len(blocks) >= TTFT_REPEATS or self.are_met_by(blocks):
+            return False
+        return min(figures.ttft_ms for figures in blocks) <= self.max_ttft_ms * TTFT_LUCK
 
     def are_met_by(self, blocks: Sequence[Figures]) -> bool:
         """Whether these settings may win: not ruled out, and their median TTFT is within the limit."""

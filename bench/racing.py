@@ -6,34 +6,31 @@
 
 The race measures nothing itself and knows no clock: it wants settings in an order, one block each, and each block's
 result brings its cost in seconds. Its whole state follows from the plan and the blocks it was told, so an interrupted
-race is resumed by telling a new one the recorded blocks (`Race.resumed`).
+race is resumed by telling a new one the recorded blocks (`Race.resumed`), and a simulated one is the same code.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
-from bench.additive import Fit, Observation, fit
-from bench.intervals import LEVEL, student
+from bench.additive import Observation, fit
+from bench.judgement import LEAST_BLOCKS, FateName, Judgement
 from bench.objective import Figures, Limits, Objective, score
 from bench.space import Settings, Space, preference
 
 ALPHA = 0.05
 MARGIN = 0.02
-ROUND = 8  # settings: with a block's 16 s two minutes, within which drift is small
-LEAST_BLOCKS = 2
-SURPRISE = 0.36  # log of of its speed; one block may lose so much to what else runs on the machine
+ROUND = 8  # settings: with a block's 22 s three minutes, within which drift is small
+FRESH = 6  # of them at most so many that were not visited yet
+LEADERS = 2  # whose neighbours are visited: of two settings, since the better one may only have been lucky
 ATTEMPTS = 3
-FRESH = 5
 
 Status = Literal["measured", "invalid", "failed"]
-FateName = Literal["winner", "tied", "worse", "no better", "undecided", "ruled out", "not measured", "not visited"]
 Stopped = Literal["sure", "budget", "no candidates"]
 
 
@@ -41,9 +38,9 @@ Stopped = Literal["sure", "budget", "no candidates"]
 class Block:
     """What became of one block.
 
-    status: "measured"; "invalid": it does not count (throttled, other requests, …) and is asked for again; "failed": the
-      engine cannot run with these settings.
-    cost_s: all that it took, with load, restart and warm-up.
+    status: "measured"; "invalid": it does not count (throttled, other requests, …) and is asked for again; "failed":
+      the engine cannot run with these settings.
+    cost_s: all that it took, with load, restart and warm-up. reason: why not "measured".
     """
 
     settings: Settings
@@ -57,15 +54,17 @@ class Block:
 class Plan:
     """What is raced for.
 
-    default: the settings to be better than; measured first. budget_s: of the blocks' costs together.
-    margin: settings whose figures differ by less are equals for who uses them. seed: of the order within rounds.
+    default: the settings to be better than, one of the space's; measured even where the limits do not admit them.
+    budget_s: of the blocks' costs together. most_blocks: another end, by number.
+    margin: a share; who uses a node does not care for less. seed: of the order within rounds.
     """
 
     space: Space
     default: Settings
     objective: Objective = "throughput"
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     budget_s: float = 1200.0
+    most_blocks: int | None = None
     margin: float = MARGIN
     seed: int = 0
 
@@ -74,11 +73,12 @@ class Plan:
 class Fate:
     """What became of one setting.
 
-    winner. tied: shown to lie within the margin of the best. worse: surely worse than the best. no better: shown not
-    to beat the winner by the margin, and the winner is preferred. undecided: the budget ended first. ruled out: by a
-    limit, or the engine failed. not measured: no valid block. not visited: the race never came near.
-    change, ci95: of the objective's figure beside the winner's, as a share, less than 0 is worse; this interval is one
-    setting's alone, while the decisions rest on wider ones (see `_Look`).
+    name: winner. tied: shown to lie within the margin of the best. worse: surely worse than the best. no better: shown
+      not to beat the winner by the margin, and the winner is preferred. undecided: the budget ended first. ruled out:
+      by a limit, or the engine failed. not measured: no valid block. not visited: the race never came near.
+    figures: medians of its blocks.
+    change, ci95: of the objective's figure beside the winner's, as a share, less than 0 is worse. The interval is one
+      setting's alone; decisions rest on wider ones (see `Judgement`).
     """
 
     settings: Settings
@@ -92,9 +92,15 @@ class Fate:
 
 @dataclass(frozen=True)
 class Outcome:
-    """gain, gain_ci95: of the winner beside the default, as shares; it is flattered, for the winner was chosen by the
-    same blocks: `bench verify` measures both anew. is_better: surely better than the default, or the default itself lost
-    a tie to preferred settings. grid: how many settings there were."""
+    """How a race ended.
+
+    stopped: "sure": nothing that still matters is undecided. "budget": it was spent first; the winner is the best so
+      far. "no candidates": no setting could be measured within the limits.
+    gain, gain_ci95: the winner's beside the default, as shares. Flattered, since the same blocks chose the winner: only
+      `bench verify`, which measures both anew, gives the figure to believe.
+    is_better: the default is surely worse, or lost a tie to preferred settings, or is not allowed.
+    fates: of every candidate, in the space's order. grid: how many there are.
+    """
 
     stopped: Stopped
     winner: Fate | None
@@ -109,282 +115,227 @@ class Outcome:
 
 
 class Race:
-    """One race; see the module."""
+    """One race; see the module.
+
+    1. The first round: the default, and the corners and the middle of what needs no restart.
+    2. Between rounds the data are judged (`Judgement`). The next round: leader and winner; up to FRESH neighbours, not
+       visited yet, of the LEADERS best; and the contenders.
+    3. Neither neighbours nor contenders: sure. What was not visited is taken to be no better than what lies between it
+       and the leaders: a peak that rises alone among bad neighbours is not found.
+    """
 
     def __init__(self, plan: Plan) -> None:
+        """Raises: ValueError when the default is not one of the space's settings."""
+        if plan.default not in plan.space:
+            raise ValueError(f"the default {plan.default} is not in the space")
         self.plan = plan
         self.outcome: Outcome | None = None
         self.wanted: deque[Settings] = deque()
-        self.cost_s = 0.0
-        self._space = plan.space
-        self._candidates = {s for s in plan.space.settings if plan.limits.admits(s)}
+        self.costs_s: list[float] = []
+        self._candidates = frozenset(s for s in plan.space.settings if plan.limits.admits(s))
         self._blocks: dict[Settings, list[Figures]] = {}
         self._observations: list[Observation[Settings]] = []
-        self._costs: list[float] = []
         self._invalid: dict[Settings, int] = {}
         self._ruled_out: dict[Settings, str] = {}
+        self._not_measured: dict[Settings, str] = {}
         self._worse: set[Settings] = set()
-        self._given_up: dict[Settings, str] = {}
-        self._round = 0
+        self._judged: Judgement | None = None
         self._spent_share = 0.0
+        self._round = 0
         self._group = plan.space.group(plan.default)
-        starts = [plan.default, *(s for s in plan.space.starts(plan.default) if s in self._candidates)]
-        self._begin(list(dict.fromkeys(starts)))
+        starts = (s for s in plan.space.starts(plan.default) if s in self._candidates)
+        self._begin(list(dict.fromkeys((plan.default, *starts))))
 
     @classmethod
     def resumed(cls, plan: Plan, blocks: Iterable[Block]) -> Race:
+        """A race that has been told these blocks, in the order in which another with the same plan was."""
         race = cls(plan)
         for block in blocks:
             race.tell(block)
         return race
 
+    @property
+    def cost_s(self) -> float:
+        return sum(self.costs_s)
+
+    @property
+    def best_so_far(self) -> Settings | None:
+        """As judged after the last full round; nothing is sure of it yet."""
+        return self._judged.winner if self._judged else None
+
     def tell(self, block: Block) -> None:
-        """Take the result of one wanted block.
+        """Take the result of a wanted block.
 
         1. An invalid block is wanted again at the end of the round, ATTEMPTS times in all; then not in this round.
-        2. Settings that the engine cannot run, or that break a limit, are out.
-        3. No room in the budget for another block: the race ends. The round is over: a look at the data, which ends
-           the race or begins the next round.
+        2. Settings that the engine cannot run, or that break a limit for good, are out.
+        3. No room in the budget for another block: the race ends. The round is over: the next one, or the end.
         Raises: ValueError for a block that was not wanted, and after the end.
         """
-        if self.outcome is not None or block.settings not in self.wanted:
+        if block.settings not in self.wanted:
             raise ValueError(f"a block of {block.settings} was not wanted")
         self.wanted.remove(block.settings)
-        self.cost_s += block.cost_s
-        self._costs.append(block.cost_s)
-        self._group = self._space.group(block.settings)
+        self.costs_s.append(block.cost_s)
+        self._group = self.plan.space.group(block.settings)
         if block.status == "invalid":
             self._take_invalid(block)
-        elif block.status == "failed":
+        elif block.status == "failed" or block.figures is None:
             self._ruled_out[block.settings] = block.reason
         else:
-            self._take_measured(block)
-        if self.plan.budget_s - self.cost_s < median(self._costs):
-            self._end("budget", self._look())
+            self._take_figures(block.settings, block.figures)
+        if not self._has_room:
+            self._end("budget", self._judge())
         elif not self.wanted:
             self._turn()
+
+    @property
+    def _has_room(self) -> bool:
+        if self.plan.most_blocks is not None and len(self.costs_s) >= self.plan.most_blocks:
+            return False
+        return self.plan.budget_s - self.cost_s >= median(self.costs_s)
+
+    @property
+    def _share_of_budget(self) -> float:
+        by_number = len(self.costs_s) / self.plan.most_blocks if self.plan.most_blocks else 0.0
+        return min(1.0, max(by_number, self.cost_s / self.plan.budget_s))
 
     def _take_invalid(self, block: Block) -> None:
         self._invalid[block.settings] = self._invalid.get(block.settings, 0) + 1
         if self._invalid[block.settings] < ATTEMPTS:
             self.wanted.append(block.settings)
         elif block.settings not in self._blocks:
-            self._given_up[block.settings] = block.reason
+            self._not_measured[block.settings] = block.reason
 
-    def _take_measured(self, block: Block) -> None:
-        assert block.figures is not None
-        of = self._blocks.setdefault(block.settings, [])
-        of.append(block.figures)
-        value = score(block.figures, self.plan.objective)
-        self._observations.append(Observation(block.settings, self._round, value))
-        reason = self.plan.limits.broken_by(of)
-        if reason:
-            self._ruled_out[block.settings] = reason
+    def _take_figures(self, settings: Settings, figures: Figures) -> None:
+        of = self._blocks.setdefault(settings, [])
+        of.append(figures)
+        self._observations.append(Observation(settings, self._round, score(figures, self.plan.objective)))
+        broken = self.plan.limits.broken_by(of)
+        if broken:
+            self._ruled_out[settings] = broken
+
+    def _turn(self) -> None:
+        """Decisions 2 and 3 of the race."""
+        judged = self._judge()
+        fresh = self._fresh(judged)
+        contenders = [*judged.contenders(), *self._unsettled()] if judged else []
+        if not fresh and not contenders:
+            self._end("sure", judged)
+            return
+        connecting = judged.connecting() if judged else []
+        self._begin(list(dict.fromkeys((*connecting, *fresh[:FRESH], *contenders)))[:ROUND])
+
+    def _judge(self) -> Judgement | None:
+        """A look at the data, which costs its part of ALPHA; None while there are none."""
+        if not self._observations:
+            return None
+        share = self._share_of_budget
+        alpha, self._spent_share = ALPHA * (share - self._spent_share), share
+        memory_mib = {s: median(figures.memory_mib for figures in of) for s, of in self._blocks.items()}
+        self._judged = Judgement(
+            fit(self._observations),
+            [s for s, of in self._blocks.items() if self._is_eligible(s, of)],
+            self._worse,
+            alpha,
+            self.plan.margin,
+            self.plan.default,
+            lambda settings: preference(settings, memory_mib),
+        )
+        self._worse |= self._judged.worse
+        return self._judged
+
+    def _is_eligible(self, settings: Settings, blocks: Sequence[Figures]) -> bool:
+        is_in = settings in self._candidates and settings not in self._ruled_out
+        return is_in and self.plan.limits.are_met_by(blocks)
+
+    def _unsettled(self) -> list[Settings]:
+        """Those whose only block missed a limit by so little that another one may meet it."""
+        alive = (s for s in self._blocks if s in self._candidates and s not in self._ruled_out)
+        return [s for s in alive if self.plan.limits.may_yet_be_met_by(self._blocks[s])]
+
+    def _fresh(self, judged: Judgement | None) -> list[Settings]:
+        """Candidates not visited yet, those whose known neighbours are best first. Without a leader, all.
+
+        A restart's neighbours come first, as soon as the leader is no single block's luck: what they change is large, and
+        all that is visited in the wrong group is visited in vain.
+        """
+        space, seen = self.plan.space, {*self._blocks, *self._ruled_out, *self._not_measured}
+        if judged is None or judged.leader is None:
+            return [s for s in space.settings if s in self._candidates and s not in seen]
+        beside = dict.fromkeys(s for best in judged.promising(LEADERS) for s in space.neighbours(best))
+        near = [s for s in beside if s in self._candidates and s not in seen]
+        near.sort(key=lambda s: -judged.mean_effect(space.neighbours(s)))
+        home = space.group(judged.leader)
+        inside = [s for s in near if space.group(s) == home]
+        across = [s for s in near if space.group(s) != home]
+        if judged.fit.counts[judged.leader] < LEAST_BLOCKS:
+            return inside or across
+        return across + inside
 
     def _begin(self, settings: Sequence[Settings]) -> None:
         """A round: chance decides the order, within what one restart serves."""
         self._round += 1
         self._invalid.clear()
         rng = random.Random(f"{self.plan.seed}/{self._round}")
-        groups = sorted({self._space.group(s) for s in settings}, key=str)
+        group = self.plan.space.group
+        groups = sorted({group(s) for s in settings}, key=str)
         rng.shuffle(groups)
-        groups.sort(key=lambda group: group != self._group)
-        for group in groups:
-            members = [s for s in settings if self._space.group(s) == group]
+        groups.sort(key=lambda one: one != self._group)
+        for one in groups:
+            members = [s for s in settings if group(s) == one]
             rng.shuffle(members)
             self.wanted.extend(members)
 
-    def _turn(self) -> None:
-        """Between two rounds: end, or choose who runs next."""
-        look = self._look()
-        fresh = self._fresh(look)
-        contenders = look.contenders() if look else []
-        if not fresh and not contenders:
-            self._end("sure" if look and look.winner else "no candidates", look)
-            return
-        chosen = [] if look is None else look.connecting()
-        default = self.plan.default
-        chosen += fresh[:FRESH]
-        chosen += contenders
-        unique = list(dict.fromkeys(chosen))
-        self._begin(unique[:ROUND])
-
-    def _fresh(self, look: _Look | None) -> list[Settings]:
-        """Candidates that were not visited yet, beside the leaders; those without a restart first."""
-        seen = {*self._blocks, *self._ruled_out, *self._given_up}
-        near: dict[Settings, float] = {}
-        if look is None or look.leader is None:
-            return sorted(self._candidates - seen)
-        for leader in look.leaders():
-            for settings in self._space.neighbours(leader):
-                if settings in self._candidates and settings not in seen:
-                    near.setdefault(settings, look.promise(self._space.neighbours(settings)))
-        home = self._space.group(look.leader)
-        inside = [s for s in near if self._space.group(s) == home]
-        return sorted(inside or near, key=lambda s: -near[s])
-
-    def _look(self) -> _Look | None:
-        if not self._observations:
-            return None
-        share = min(1.0, self.cost_s / self.plan.budget_s)
-        alpha, self._spent_share = ALPHA * (share - self._spent_share), share
-        eligible = [
-            s
-            for s in self._blocks
-            if s in self._candidates and s not in self._ruled_out and self.plan.limits.are_met_by(self._blocks[s])
-        ]
-        memory = {s: median(f.memory_mib for f in of) for s, of in self._blocks.items()}
-        look = _Look(fit(self._observations), eligible, frozenset(self._worse), alpha, self.plan, memory)
-        self._worse |= look.worse
-        return look
-
-    def _end(self, stopped: Stopped, look: _Look | None) -> None:
+    def _end(self, stopped: Stopped, judged: Judgement | None) -> None:
         self.wanted.clear()
-        winner = look.winner if look else None
-        if winner is None:
-            stopped = "no candidates" if stopped != "budget" else stopped
-        fates = {s: self._fate(s, look) for s in dict.fromkeys([self.plan.default, *self._space.settings])}
+        default, winner = self.plan.default, judged.winner if judged else None
+        fates = {s: self._fate(s, judged) for s in self.plan.space.settings}
         gain, ci95, is_better = None, None, False
-        default = self.plan.default
-        if look and winner and default in self._blocks:
-            gain, ci95 = look.share(winner, default)
-            is_better = winner != default and (
-                default not in look.eligible or default in look.worse or default in look.tied
-            )
+        if judged and winner:
+            is_better = winner != default and fates[default].name in ("worse", "tied", "ruled out")
+            if default in self._blocks:
+                gain, ci95 = judged.share(winner, default)
         self.outcome = Outcome(
-            stopped,
-            fates[winner] if winner else None,
-            fates[default],
-            gain,
-            ci95,
-            is_better,
-            tuple(fates[s] for s in self._space.settings if s in self._candidates),
-            len(self._costs),
-            self.cost_s,
-            len(self._candidates),
+            stopped=stopped if winner or stopped == "budget" else "no candidates",
+            winner=fates[winner] if winner else None,
+            default=fates[default],
+            gain=gain,
+            gain_ci95=ci95,
+            is_better=is_better,
+            fates=tuple(fate for settings, fate in fates.items() if settings in self._candidates),
+            blocks=len(self.costs_s),
+            cost_s=self.cost_s,
+            grid=len(self._candidates),
         )
 
-    def _fate(self, settings: Settings, look: _Look | None) -> Fate:
+    def _fate(self, settings: Settings, judged: Judgement | None) -> Fate:
         blocks = self._blocks.get(settings, [])
-        figures = _middle(blocks) if blocks else None
-        reason = self._ruled_out.get(settings) or self._given_up.get(settings, "")
+        if not blocks or judged is None:
+            return self._fate_without_figures(settings)
+        if judged.winner is None:
+            return Fate(settings, "ruled out", len(blocks), _medians(blocks), reason=self._reason(settings))
+        change, ci95 = judged.share(settings, judged.winner)
+        name = judged.fate(settings)
+        reason = self._reason(settings) if name == "ruled out" else ""
+        return Fate(settings, name, len(blocks), _medians(blocks), change, ci95, reason)
+
+    def _fate_without_figures(self, settings: Settings) -> Fate:
         if settings in self._ruled_out:
-            return Fate(settings, "ruled out", len(blocks), figures, reason=reason)
-        if not blocks or look is None:
-            return Fate(settings, "not measured" if settings in self._given_up else "not visited", reason=reason)
-        if look.winner is None:
-            return Fate(settings, "undecided", len(blocks), figures)
-        change, ci95 = look.share(settings, look.winner)
-        return Fate(settings, look.fate(settings), len(blocks), figures, change, ci95)
+            return Fate(settings, "ruled out", reason=self._ruled_out[settings])
+        if settings in self._not_measured:
+            return Fate(settings, "not measured", reason=self._not_measured[settings])
+        return Fate(settings, "not visited")
+
+    def _reason(self, settings: Settings) -> str:
+        """Why settings with blocks are ruled out."""
+        if settings not in self._candidates:
+            return "its context is smaller than asked for"
+        return self._ruled_out.get(settings, "its median TTFT is above the limit")
 
 
-def _middle(blocks: Sequence[Figures]) -> Figures:
+def _medians(blocks: Sequence[Figures]) -> Figures:
     return Figures(
-        median(f.decode_tokens_per_s for f in blocks),
-        median(f.ttft_ms for f in blocks),
-        median(f.tpot_ms for f in blocks),
-        median(f.memory_mib for f in blocks),
+        median(figures.decode_tokens_per_s for figures in blocks),
+        median(figures.ttft_ms for figures in blocks),
+        median(figures.tpot_ms for figures in blocks),
+        median(figures.memory_mib for figures in blocks),
     )
-
-
-class _Look:
-    """What the data say between two rounds.
-
-    The race may end at any look, so the bounds must hold at all looks together. ALPHA is spent in proportion to the
-    budget (Lan & DeMets 1983), and what a look may spend is divided by the settings it judges (Bonferroni): the looks
-    need not be planned, and in 1 - ALPHA of all races no judgement "worse" is wrong of the best setting; likewise for
-    "tied" and "no better" together.
-
-    1. The leader is the eligible setting with the highest effect.
-    2. Tied: the loss to the leader is surely less than the margin: an equivalence (Schuirmann 1987), not lack of data.
-    3. Worse: the loss is surely more than 0. A single block must show a loss of more than SURPRISE for that.
-    4. The winner is the preferred one among the leader and its ties.
-    5. No better: an undecided setting that surely beats the winner by less than the margin, and is not preferred to it.
-    6. Contenders are the undecided settings that still matter: preferred to the winner, perhaps better by the margin,
-       with a single block, or the default, whose verdict decides whether a profile is written.
-    """
-
-    def __init__(
-        self,
-        fitted: Fit[Settings],
-        eligible: list[Settings],
-        worse: frozenset[Settings],
-        alpha: float,
-        plan: Plan,
-        memory_mib: dict[Settings, float],
-    ) -> None:
-        self.fit, self.eligible, self.plan, self.memory_mib = fitted, eligible, plan, memory_mib
-        self.worse, self.tied = set(worse), set()
-        self.leader: Settings | None = None
-        self.winner: Settings | None = None
-        self.margin = -math.log1p(-plan.margin)
-        alive = [s for s in eligible if s not in worse] or eligible
-        if not alive:
-            return
-        self.leader = leader = max(alive, key=lambda s: fitted.effects[s])
-        others = [s for s in alive if s != leader]
-        reach = self._reach(alpha, len(others))
-        for s in others:
-            low = fitted.difference(leader, s) - reach * fitted.standard_error(leader, s)
-            if low > (0 if fitted.counts[s] >= LEAST_BLOCKS else SURPRISE):
-                self.worse.add(s)
-        left = [s for s in others if s not in self.worse]
-        self.reach = self._reach(alpha, len(left))
-        for s in others:
-            high = fitted.difference(leader, s) + self.reach * fitted.standard_error(leader, s)
-            if fitted.counts[s] >= LEAST_BLOCKS and high < self.margin:
-                self.tied.add(s)
-        self.worse -= self.tied
-        self.undecided = [s for s in left if s not in self.tied]
-        self.winner = min([leader, *self.tied], key=self.preference)
-
-    def _reach(self, alpha: float, judgements: int) -> float:
-        """Standard errors of a one-sided bound."""
-        return student(1 - 2 * max(alpha, 1e-6) / max(1, judgements), self.fit.degrees)
-
-    def preference(self, settings: Settings) -> tuple[float, ...]:
-        return preference(settings, self.memory_mib)
-
-    def most(self, settings: Settings, beside: Settings) -> float:
-        """The upper bound of how much better these settings are."""
-        return self.fit.difference(settings, beside) + self.reach * self.fit.standard_error(settings, beside)
-
-    def contenders(self) -> list[Settings]:
-        if self.winner is None:
-            return []
-        return sorted((s for s in self.undecided if self.matters(s)), key=lambda s: -self.most(s, self.winner))
-
-    def matters(self, settings: Settings) -> bool:
-        assert self.winner is not None
-        return (
-            self.preference(settings) < self.preference(self.winner)
-            or self.most(settings, self.winner) > self.margin
-            or self.fit.counts[settings] < LEAST_BLOCKS
-            or settings == self.plan.default
-        )
-
-    def connecting(self) -> list[Settings]:
-        """Who runs in every round, so that rounds can be compared."""
-        return [s for s in dict.fromkeys([self.leader, self.winner]) if s is not None]
-
-    def leaders(self) -> list[Settings]:
-        return sorted((s for s in self.eligible if s not in self.worse), key=lambda s: -self.fit.effects[s])[:2]
-
-    def promise(self, neighbours: Iterable[Settings]) -> float:
-        known = [self.fit.effects[s] for s in neighbours if s in self.fit.effects]
-        return sum(known) / len(known) if known else -math.inf
-
-    def fate(self, settings: Settings) -> FateName:
-        if settings == self.winner:
-            return "winner"
-        if settings in self.worse:
-            return "worse"
-        if settings == self.leader or settings in self.tied:
-            return "tied"
-        return "undecided" if settings in self.undecided and self.matters(settings) else "no better"
-
-    def share(self, settings: Settings, beside: Settings) -> tuple[float, tuple[float, float]]:
-        """The change from `beside`, as a share, and its 95 % interval."""
-        difference = self.fit.difference(settings, beside)
-        reach = student(LEVEL, self.fit.degrees) * self.fit.standard_error(settings, beside)
-        return math.expm1(difference), (math.expm1(difference - reach), math.expm1(difference + reach))

@@ -1,4 +1,4 @@
-"""What a tuner may choose from: settings on a grid of axes, who is whose neighbour, and which of equals is preferred."""
+"""What a tuner may choose from: settings on a grid, who is whose neighbour, and which of equals is preferred."""
 
 from __future__ import annotations
 

@@ -31,6 +31,18 @@ RESTARTED = (
 )
 LIVE_SPACE = Space(LIVE)
 DEFAULT = Settings.of(N_CTX=512, N_THREADS=4, N_BATCH=512)
+# A quantized cache needs flash attention: without it the engine does not start.
+RESTART_SPACE = Space(
+    LIVE + RESTARTED,
+    frozenset(
+        s
+        for s in Space(LIVE + RESTARTED).settings
+        if s.env["OLLAMA_FLASH_ATTENTION"] == "off" and s.env["OLLAMA_KV_CACHE_TYPE"] != "f16"
+    ),
+)
+RESTART_DEFAULT = Settings.of(
+    **DEFAULT.env, MAX_CONCURRENT_REQUESTS=4, OLLAMA_FLASH_ATTENTION="off", OLLAMA_KV_CACHE_TYPE="f16"
+)
 
 Surface = Callable[[Settings], float]
 
@@ -172,3 +184,20 @@ SURFACES: Mapping[str, Callable[[random.Random], Surface]] = {
     "cliff": cliff,
     "board": board,
 }
+
+
+def with_restarts(rng: random.Random) -> Surface:
+    """Any of the surfaces, times what slots, flash attention and a quantized cache change."""
+    inner = SURFACES[rng.choice(sorted(SURFACES))](rng)
+    gain, attention, cache = rng.uniform(0.0, 0.25), rng.uniform(-0.2, 0.1), rng.uniform(-0.1, 0.05)
+    crowding = rng.uniform(0.0, 0.1)
+
+    def speed(settings: Settings) -> float:
+        env = settings.env
+        slots = math.log2(int(env["MAX_CONCURRENT_REQUESTS"]))
+        by_slots = slots * gain - slots * slots * crowding
+        by_attention = attention if env["OLLAMA_FLASH_ATTENTION"] == "on" else 0.0
+        by_cache = cache if env["OLLAMA_KV_CACHE_TYPE"] == "q8_0" else 0.0
+        return inner(settings) * math.exp(by_slots + by_attention + by_cache)
+
+    return speed
