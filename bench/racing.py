@@ -255,8 +255,8 @@ class Race:
     def _fresh(self, judged: Judgement | None) -> list[Settings]:
         """Candidates not visited yet, those whose known neighbours are best first. Without a leader, all.
 
-        A restart's neighbours come first, as soon as the leader is no single block's luck: what they change is large, and
-        all that is visited in the wrong group is visited in vain.
+        A restart's neighbours come first, as soon as the leader is no single block's luck: what they change is large,
+        and all that is visited in the wrong group is visited in vain.
         """
         space, seen = self.plan.space, {*self._blocks, *self._ruled_out, *self._not_measured}
         if judged is None or judged.leader is None:

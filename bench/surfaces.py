@@ -19,6 +19,7 @@ from bench.space import Axis, Settings, Space
 
 DECODE_TOKENS_PER_S, PREFILL_TOKENS_PER_S = 5.3, 25.0
 LOAD_S = 6.0  # from the page cache, with repacking; an SD card takes 20 s
+CUT_OFF = 4.0  # times the fastest block's generating: what takes longer is ended there, and can be no winner
 RESTART_S = 25.0  # the engine's and the appliance's, with the play that changes them
 PROMPT_TOKENS, ANSWER_TOKENS = 64, 32
 WARM_UP_PROMPT_TOKENS, WARM_UP_TOKENS = 16, 8
@@ -84,27 +85,35 @@ class Machine:
         self._slow, self._slow_at_s = rng.gauss(0, noise.slow), 0.0
         self._period_s, self._phase = rng.uniform(*noise.wave_period_s), rng.uniform(0, 2 * math.pi)
         self._group: object = None
+        self._fastest_s = math.inf
 
     def block(self, settings: Settings) -> Block:
-        """Load, warm up and measure one generation."""
+        """Load, warm up, measure one generation, load the node's own settings again.
+
+        A generation that takes CUT_OFF times as long as the fastest did is ended there: these settings cannot win.
+        """
         started_s = self.now_s
         env = settings.env
         group = tuple(env[axis.name] for axis in RESTARTED if axis.name in env)
-        if self._group not in (None, group):
-            self.now_s += RESTART_S
+        self.now_s += LOAD_S + (RESTART_S if self._group not in (None, group) else 0.0)
         self._group = group
         speed = self.surface(settings)
         decode, prefill = DECODE_TOKENS_PER_S * speed, PREFILL_TOKENS_PER_S * speed
-        self.now_s += LOAD_S + WARM_UP_PROMPT_TOKENS / prefill + WARM_UP_TOKENS / decode
+        warm_up_s = WARM_UP_PROMPT_TOKENS / prefill + WARM_UP_TOKENS / decode
+        self.now_s += warm_up_s
         factor = math.exp(self._log_noise())
         ttft_s, tpot_s = PROMPT_TOKENS / prefill / factor, 1 / decode / factor
-        self.now_s += ttft_s + (ANSWER_TOKENS - 1) * tpot_s + LOAD_S
+        generating_s = ttft_s + (ANSWER_TOKENS - 1) * tpot_s
+        self._fastest_s = min(self._fastest_s, generating_s)
+        most_s = CUT_OFF * self._fastest_s
+        self.now_s += min(warm_up_s + generating_s, most_s) - warm_up_s + LOAD_S
         cost_s = self.now_s - started_s
+        if warm_up_s + generating_s > most_s:
+            return Block(settings, "failed", cost_s, reason=f"{CUT_OFF:.0f} times slower than the fastest, cut off")
         if self.rng.random() < self.noise.invalid:
             return Block(settings, "invalid", cost_s, reason="throttled")
-        return Block(
-            settings, "measured", cost_s, Figures(1 / tpot_s, ttft_s * 1000, tpot_s * 1000, memory_mib(settings))
-        )
+        figures = Figures(1 / tpot_s, ttft_s * 1000, tpot_s * 1000, memory_mib(settings))
+        return Block(settings, "measured", cost_s, figures)
 
     def _log_noise(self) -> float:
         noise, rng = self.noise, self.rng
@@ -149,7 +158,7 @@ def ridge(rng: random.Random) -> Surface:
     one, other = rng.sample(range(3), 2)
     third = 3 - one - other
     top, tilt = rng.uniform(0, 1), rng.choice((-1, 1))
-    across, along = rng.uniform(0.6, 1.1), rng.uniform(0.05, 0.3)
+    across, along = rng.uniform(1.0, 3.0), rng.uniform(0.05, 0.4)
     steep, shift = rng.uniform(0.0, 0.3), rng.uniform(-0.2, 0.2)
 
     def speed(settings: Settings) -> float:

@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from itertools import chain
 
 from bench.rate import HEAD, Rate
 from bench.truth_comparison import comparison_rates, coverage_rates
@@ -26,10 +27,14 @@ def main(arguments: list[str]) -> int:
     if not asked.json:
         print(HEAD, flush=True)
     missed: list[Rate] = []
-    for questions in (comparison_rates, coverage_rates, race_rates):
-        for rate in questions(asked.races if questions is race_rates else asked.comparisons, asked.seed):
-            print(json.dumps(asdict(rate)) if asked.json else rate.row(), flush=True)
-            missed += [] if rate.is_reached else [rate]
+    rates = chain(
+        comparison_rates(asked.comparisons, asked.seed),
+        coverage_rates(asked.comparisons, asked.seed),
+        race_rates(asked.races, asked.seed),
+    )
+    for rate in rates:
+        print(json.dumps(asdict(rate)) if asked.json else rate.row(), flush=True)
+        missed += [] if rate.is_reached else [rate]
     for rate in missed:
         print(f"missed: {rate.name}", file=sys.stderr)
     return 1 if missed else 0

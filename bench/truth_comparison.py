@@ -20,7 +20,7 @@ OLD, NEW = Settings.of(N_CTX=512, N_THREADS=4, N_BATCH=512), Settings.of(N_CTX=5
 
 
 def compared(change: float, noise: Noise, rng: random.Random, rounds: Sequence[int] = LOOKS) -> tuple[Verdict, float]:
-    """One comparison on one machine, looked at as planned, and its seconds; rounds with an invalid block are repeated."""
+    """One comparison on one machine, looked at as planned, its seconds; a round with an invalid block is repeated."""
     machine = Machine(lambda settings: 1 + change if settings == NEW else 1.0, noise, rng)
     plan, old, new = looks(rounds), list[float](), list[float]()
     for first in first_arms(rounds[-1], rng):
@@ -58,11 +58,12 @@ def comparison_rates(n: int, seed: int) -> Iterator[Rate]:
 
 
 def _naive(rng: random.Random) -> bool:
-    old, new = _series(0.0, rng)
+    old, new = series(0.0, rng)
     return any((verdict := compare(old[:k], new[:k])) and verdict.kind != "same" for k in range(6, len(old) + 1))
 
 
-def _series(change: float, rng: random.Random) -> tuple[list[float], list[float]]:
+def series(change: float, rng: random.Random) -> tuple[list[float], list[float]]:
+    """All rounds of a comparison, old and new, whatever they show."""
     machine = Machine(lambda settings: 1 + change if settings == NEW else 1.0, Noise(invalid=0.0), rng)
     old, new = list[float](), list[float]()
     for first in first_arms(LOOKS[-1], rng):
@@ -77,17 +78,17 @@ def coverage_rates(n: int, seed: int) -> Iterator[Rate]:
     for rounds in (12, LOOKS[-1]):
         hits = 0
         for k in range(n):
-            old, new = _series(0.05, random.Random(f"{seed} cover {k}"))
+            old, new = series(0.05, random.Random(f"{seed} cover {k}"))
             verdict = compare(old[:rounds], new[:rounds])
             assert verdict is not None
             hits += verdict.ci95[0] <= 0.05 <= verdict.ci95[1]
         yield Rate(f"CI of a change covers it, {rounds} rounds", hits, n, 0.93, 0.97)
-    series = [_latencies(random.Random(f"{seed} series {k}")) for k in range(n)]
+    latencies = [_latencies(random.Random(f"{seed} series {k}")) for k in range(n)]
     for share in (0.5, 0.9, 0.95):
         truth = _true_quantile(share)
-        hits = sum(truth in quantile_interval(values, share) for values in series)
+        hits = sum(truth in quantile_interval(values, share) for values in latencies)
         yield Rate(f"CI of p{share * 100:.0f} covers it, {SERIES} requests", hits, n, 0.93, 0.97)
-    logs = [[math.log(value) for value in values] for values in series]
+    logs = [[math.log(value) for value in values] for values in latencies]
     yield Rate(
         f"CI of a mean covers it, {SERIES} requests", sum(0.0 in mean_interval(of) for of in logs), n, 0.93, 0.97
     )

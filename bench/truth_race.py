@@ -21,7 +21,7 @@ from bench.surfaces import (
     with_restarts,
 )
 
-BUDGET_S, RESTART_BUDGET_S = 1200.0, 3600.0
+BUDGET_S, RESTART_BUDGET_S, UNLIMITED_S = 1200.0, 3600.0, 1e6
 NEAR_ENOUGH, TARGET = 0.97, 0.95
 SHARE_OF_GRID = 0.40
 GRID_ROUNDS = (1, 2, 3)
@@ -51,8 +51,7 @@ def exhausted(surface: Surface, rng: random.Random, space: Space, rounds: int) -
     for _ in range(rounds):
         for settings in rng.sample(space.settings, len(space.settings)):
             figures = machine.block(settings).figures
-            assert figures is not None
-            speeds[settings].append(figures.decode_tokens_per_s)
+            speeds[settings].append(figures.decode_tokens_per_s if figures else 0.0)  # cut off
     return max(speeds, key=lambda settings: median(speeds[settings]))
 
 
@@ -70,7 +69,7 @@ def race_rates(n: int, seed: int) -> Iterator[Rate]:
     for name, make in SURFACES.items():
         yield from _races(name, make, n, seed, (LIVE_SPACE, DEFAULT), BUDGET_S, fewest)
     for name, make in SURFACES.items():
-        yield from _races(name, make, n, seed, (LIVE_SPACE, DEFAULT), BUDGET_S, fewest, most)
+        yield from _races(name, make, n, seed, (LIVE_SPACE, DEFAULT), UNLIMITED_S, fewest, most)
     yield from _races("with restarts", with_restarts, n, seed, (RESTART_SPACE, RESTART_DEFAULT), RESTART_BUDGET_S, 1)
 
 

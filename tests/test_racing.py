@@ -1,0 +1,213 @@
+"""The race: what it asks for, what it makes of the answers, when it ends, and that it can be saved."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import msgspec
+import pytest
+
+from bench.objective import Figures, Limits
+from bench.racing import ATTEMPTS, Block, Outcome, Plan, Race
+from bench.space import Axis, Settings, Space
+
+SPACE = Space((Axis("N_CTX", (512, 1024)), Axis("N_THREADS", (2, 3, 4)), Axis("N_BATCH", (64, 128))))
+DEFAULT = Settings.of(N_CTX=512, N_THREADS=4, N_BATCH=64)
+PLAN = Plan(SPACE, DEFAULT, budget_s=4000)
+
+Answer = Callable[[Settings], Block]
+
+
+def figures(tokens_per_s: float, ttft_ms: float = 1000.0, memory_mib: float = 2000.0) -> Figures:
+    return Figures(tokens_per_s, ttft_ms, 1000 / tokens_per_s, memory_mib)
+
+
+def node(speed: Callable[[Settings], float], noise: float = 0.005, seed: int = 1) -> Answer:
+    rng = random.Random(seed)
+    return lambda s: Block(s, "measured", 10.0, figures(speed(s) * (1 + rng.gauss(0, noise))))
+
+
+def run(plan: Plan, answer: Answer, told: list[Block] | None = None) -> Outcome:
+    race = Race(plan)
+    while race.outcome is None:
+        block = answer(race.wanted[0])
+        race.tell(block)
+        if told is not None:
+            told.append(block)
+    return race.outcome
+
+
+def by_threads(settings: Settings) -> float:
+    return {2: 4.0, 3: 6.0, 4: 5.0}[int(settings.env["N_THREADS"])]
+
+
+def fate(outcome: Outcome, settings: Settings) -> str:
+    return next(of.name for of in outcome.fates if of.settings == settings)
+
+
+def test_it_is_sure_of_a_clear_winner_and_gives_the_defaults_figures_beside_it() -> None:
+    outcome = run(PLAN, node(by_threads))
+    assert outcome.stopped == "sure"
+    assert outcome.winner is not None
+    assert outcome.winner.settings.env["N_THREADS"] == 3
+    assert outcome.default.figures is not None
+    assert outcome.default.name == "worse"
+    assert outcome.is_better
+    assert outcome.gain == pytest.approx(0.2, abs=0.02)
+    assert len(outcome.fates) == outcome.grid == 12
+
+
+def test_of_equals_the_larger_context_wins_then_fewer_threads() -> None:
+    outcome = run(PLAN, node(lambda s: 5.0))
+    assert outcome.winner is not None
+    assert (outcome.winner.settings.env["N_CTX"], outcome.winner.settings.env["N_THREADS"]) == (1024, 2)
+    assert outcome.is_better
+
+
+def test_of_equals_with_as_many_threads_less_memory_wins() -> None:
+    space = Space((Axis("N_BATCH", (64, 128)),))
+
+    def answer(settings: Settings) -> Block:
+        mib = 2500.0 if settings.env["N_BATCH"] == 64 else 2100.0
+        return replace(node(lambda s: 5.0)(settings), figures=figures(5.0, memory_mib=mib))
+
+    outcome = run(Plan(space, Settings.of(N_BATCH=64), budget_s=2000), answer)
+    assert outcome.winner is not None
+    assert outcome.winner.settings == Settings.of(N_BATCH=128)
+
+
+def test_lack_of_data_is_no_tie() -> None:
+    outcome = run(replace(PLAN, budget_s=250), node(lambda s: 5.0, noise=0.10))
+    assert outcome.stopped == "budget"
+    assert "undecided" in {of.name for of in outcome.fates}
+    assert "tied" not in {of.name for of in outcome.fates}
+
+
+def test_the_budget_is_not_overdrawn() -> None:
+    outcome = run(replace(PLAN, budget_s=100), node(by_threads, noise=0.2))
+    assert (outcome.stopped, outcome.cost_s, outcome.blocks) == ("budget", 100.0, 10)
+    assert run(replace(PLAN, most_blocks=7), node(by_threads)).blocks == 7
+
+
+def test_an_invalid_block_is_asked_for_again_at_the_end_of_its_round() -> None:
+    race = Race(PLAN)
+    first = race.wanted[0]
+    for attempt in range(ATTEMPTS):
+        assert first in race.wanted
+        assert (race.wanted[-1] == first) == (attempt > 0)
+        race.tell(Block(first, "invalid", 10.0, reason="throttled"))
+    assert first not in race.wanted
+
+
+def test_settings_without_a_valid_block_are_named_with_the_reason() -> None:
+    bad = Settings.of(N_CTX=1024, N_THREADS=2, N_BATCH=64)
+    good = node(by_threads)
+    outcome = run(PLAN, lambda s: Block(s, "invalid", 10.0, reason="undervoltage") if s == bad else good(s))
+    assert fate(outcome, bad) == "not measured"
+    assert next(of.reason for of in outcome.fates if of.settings == bad) == "undervoltage"
+
+
+def test_settings_that_the_engine_refuses_are_asked_for_once() -> None:
+    told: list[Block] = []
+    bad = Settings.of(N_CTX=1024, N_THREADS=4, N_BATCH=128)
+    good = node(by_threads)
+    outcome = run(PLAN, lambda s: Block(s, "failed", 5.0, reason="out of memory") if s == bad else good(s), told)
+    assert sum(block.settings == bad for block in told) == 1
+    assert fate(outcome, bad) == "ruled out"
+
+
+def test_settings_with_too_small_a_context_are_not_measured_but_the_default_is() -> None:
+    told: list[Block] = []
+    outcome = run(replace(PLAN, limits=Limits(min_ctx=1024)), node(by_threads), told)
+    assert {block.settings for block in told if block.settings.env["N_CTX"] == 512} == {DEFAULT}
+    assert outcome.default.figures is not None
+    assert outcome.default.name == "ruled out"
+    assert outcome.is_better
+
+
+def test_settings_over_the_memory_limit_drop_out_after_one_block() -> None:
+    told: list[Block] = []
+
+    def answer(settings: Settings) -> Block:
+        mib = 3000.0 if settings.env["N_CTX"] == 1024 else 2000.0
+        return Block(settings, "measured", 10.0, figures(by_threads(settings), memory_mib=mib))
+
+    outcome = run(replace(PLAN, limits=Limits(max_memory_mib=2500)), answer, told)
+    counts = [sum(block.settings == s for block in told) for s in SPACE.settings if s.env["N_CTX"] == 1024]
+    assert max(counts) == 1
+    assert outcome.winner is not None
+    assert outcome.winner.settings.env["N_CTX"] == 512
+
+
+def test_the_fastest_does_not_win_when_its_ttft_is_over_the_limit() -> None:
+    def answer(settings: Settings) -> Block:
+        ttft_ms = 3000.0 if settings.env["N_THREADS"] == 3 else 900.0
+        return Block(settings, "measured", 10.0, figures(by_threads(settings), ttft_ms))
+
+    outcome = run(replace(PLAN, limits=Limits(max_ttft_ms=2500)), answer)
+    assert outcome.winner is not None
+    assert outcome.winner.settings.env["N_THREADS"] == 4
+
+
+def test_latency_counts_the_first_token_and_throughput_does_not() -> None:
+    def answer(settings: Settings) -> Block:
+        is_four = settings.env["N_THREADS"] == 4
+        return Block(settings, "measured", 10.0, figures(5.0 if is_four else 5.5, 1000.0 if is_four else 9000.0))
+
+    winners = [run(replace(PLAN, objective=one), answer).winner for one in ("throughput", "latency")]
+    assert [one and one.settings.env["N_THREADS"] == 4 for one in winners] == [False, True]
+
+
+def test_no_candidate_is_said() -> None:
+    outcome = run(PLAN, lambda s: Block(s, "failed", 5.0, reason="the engine does not start"))
+    assert (outcome.stopped, outcome.winner, outcome.is_better) == ("no candidates", None, False)
+    assert {of.name for of in outcome.fates} == {"ruled out"}
+
+
+def test_one_disturbed_block_does_not_throw_out_the_best() -> None:
+    best = Settings.of(N_CTX=512, N_THREADS=3, N_BATCH=64)
+    calm, told = node(lambda s: by_threads(s) * (1.05 if s == best else 1.0)), list[Block]()
+
+    def answer(settings: Settings) -> Block:
+        is_first = settings == best and all(block.settings != best for block in told)
+        return replace(calm(settings), figures=figures(4.6)) if is_first else calm(settings)
+
+    outcome = run(PLAN, answer, told)
+    assert outcome.winner is not None
+    assert outcome.winner.settings == best
+
+
+def test_a_race_is_resumed_from_its_recorded_blocks() -> None:
+    told: list[Block] = []
+    whole = run(PLAN, node(by_threads), told)
+    document = msgspec.json.encode(told)
+    saved = msgspec.json.decode(document, type=list[Block])
+    assert Race.resumed(PLAN, saved).outcome == whole
+    half = Race.resumed(PLAN, saved[: len(saved) // 2])
+    assert half.outcome is None
+    assert half.wanted[0] == told[len(saved) // 2].settings
+    assert half.best_so_far is not None
+
+
+def test_what_was_not_asked_for_is_refused() -> None:
+    race = Race(replace(PLAN, limits=Limits(min_ctx=1024)))
+    other = Settings.of(N_CTX=512, N_THREADS=2, N_BATCH=64)
+    with pytest.raises(ValueError, match="not wanted"):
+        race.tell(Block(other, "measured", 1.0, figures(5.0)))
+    with pytest.raises(ValueError, match="not in the space"):
+        Race(replace(PLAN, default=Settings.of(N_CTX=1, N_THREADS=1, N_BATCH=1)))
+
+
+def test_a_round_restarts_once_for_all_that_share_a_restart() -> None:
+    space = Space((*SPACE.axes, Axis("OLLAMA_FLASH_ATTENTION", ("off", "on"), needs_restart=True)))
+    default = Settings.of(**DEFAULT.env, OLLAMA_FLASH_ATTENTION="off")
+    told: list[Block] = []
+    outcome = run(Plan(space, default, budget_s=4000), node(by_threads), told)
+    groups = [space.group(block.settings) for block in told]
+    restarts = sum(one != next_one for one, next_one in pairwise(groups))
+    assert outcome.stopped == "sure"
+    assert {("off",), ("on",)} == set(groups)
+    assert restarts < len(told) / 4
