@@ -20,7 +20,7 @@ MOLECULE = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MOLECULE_GLOB='ansible/molecule/*
 $(shell [ "$$(cat $(VENV)/serving 2>/dev/null)" = "$(CURDIR)" ] || rm -f $(VENV)/serving)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo fleet demo-down test test-hosts test-fast lint docs bench-gateway lock clean preflight preflight-tests preflight-hosts
+.PHONY: help demo fleet demo-down test test-hosts test-fast lint docs bench-gateway bench-truth lock clean preflight preflight-tests preflight-hosts
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,7 +45,7 @@ lint: $(VENV)/testing ## ruff, mypy, yamllint, ansible-lint, and that what is ge
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m yamllint --strict .
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/ansible-lint --offline --quiet
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/ansible-lint --offline -q
 	$(PY) -m bench.knobs --check
 	$(PY) ansible/role_docs.py --check
 
@@ -54,6 +54,9 @@ fleet: $(VENV)/controlling ## Install what runs the playbooks: then . .venv/bin/
 
 bench-gateway: $(VENV)/testing ## What the appliance adds to the engine, beside a bare relay
 	$(PY) -m bench.gateway $(ARGS)
+
+bench-truth: $(VENV)/serving ## How often bench's statistics are right, on simulated machines (minutes; ARGS="--races 50")
+	$(PY) -m bench.truth $(ARGS)
 
 docs: $(VENV)/testing ## Write what is generated: settings, knobs and schema, the roles' variables
 	$(PY) -m appliance config docs --write docs/configuration.md

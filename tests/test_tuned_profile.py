@@ -107,3 +107,13 @@ def test_a_controller_without_jsonschema_is_told_to_install_it(monkeypatch):
     monkeypatch.setattr(tuned_profile, "Draft202012Validator", None)
     with pytest.raises(AnsibleFilterError, match="make fleet"):
         tuned_profile.tuned_profile_problems(PROFILE, FILE)
+
+
+def test_a_file_that_is_not_yaml_is_named_with_its_line(tmp_path):
+    tuned = tmp_path / "host_vars" / "pi1" / "tuned.yml"
+    tuned.parent.mkdir(parents=True)
+    tuned.write_text("tuned_profile:\n  env: {N_CTX: [1\n")
+    (sentence,) = tuned_profile.unreadable_profiles(["pi1", "pi2"], [str(tmp_path / "hosts.yml")])
+    assert sentence.startswith(f"{tuned}, line 3: it is not YAML")
+    tuned.write_text("tuned_profile: {}")
+    assert tuned_profile.unreadable_profiles(["pi1", "pi2"], [str(tmp_path)]) == []

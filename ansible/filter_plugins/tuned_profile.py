@@ -7,11 +7,12 @@ breaks into sentences that name the file, the field, the value and what is allow
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from ansible.errors import AnsibleFilterError
 
 try:
@@ -90,6 +91,29 @@ def _contradictions(profile: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def unreadable_profiles(nodes: Iterable[str], inventories: Iterable[str]) -> list[str]:
+    """Which tuned.yml are not YAML at all, a sentence each. Ansible stops at one too, but does not name the file.
+
+    nodes: their names. inventories: the files or folders that ansible was given; host_vars/ lies beside or in them.
+    """
+    folders = dict.fromkeys(path if path.is_dir() else path.parent for path in map(Path, inventories))
+    files = [folder / "host_vars" / node / "tuned.yml" for folder in folders for node in nodes]
+    return [sentence for file in files if file.is_file() for sentence in _unreadable(file)]
+
+
+def _unreadable(file: Path) -> Iterator[str]:
+    try:
+        yaml.safe_load(file.read_bytes())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        why = getattr(error, "problem", None) or "unreadable"
+        yield f"{file}{line}: it is not YAML ({why}); bench writes it, so delete it, or take an earlier one from git."
+
+
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"tuned_profile_problems": tuned_profile_problems}
+        return {
+            "tuned_profile_problems": tuned_profile_problems,
+            "unreadable_profiles": unreadable_profiles,
+        }

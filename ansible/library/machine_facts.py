@@ -231,8 +231,11 @@ def swap() -> dict[str, Any]:
         "swaps": [row[0] for row in rows],
         "has_zram_settings": ZRAM_SETTINGS.exists(),
         "has_zram_swap": any(row[0].startswith("/dev/zram") for row in rows),
-        "zram_possible": Path("/sys/class/zram-control").exists()
-        or Path(f"/lib/modules/{os.uname().release}/kernel/drivers/block/zram").exists(),
+        "zram_possible": output("systemd-detect-virt", "--container") is None  # the kernel is not a container's to set
+        and (
+            Path("/sys/class/zram-control").exists()
+            or Path(f"/lib/modules/{os.uname().release}/kernel/drivers/block/zram").exists()
+        ),
     }
 
 
