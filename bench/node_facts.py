@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Literal
 
+import gevent
 import msgspec
 
 from bench.client import BenchError, Patience, Target, Unreachable, WrongKey, get
 from bench.samples import Facts
 
 QUICK = Patience(connect_s=5.0, answer_s=15.0, silence_s=15.0)
+READY_WAIT_S, ASK_EVERY_S = 180.0, 0.5  # a model takes half a minute from an SD card
+LASTING = ("draining", "benchmarking")
 
 
 class NotReady(BenchError):
     """The node answers, but would take no generation now."""
 
 
-def require_ready(target: Target) -> None:
-    """Raises: NotReady with the node's own reason, Unreachable, WrongKey (the counters need a key)."""
-    status, body = get(target, "/ready", QUICK)
-    if status != 200:
-        reason = (_object(body) or {}).get("reason", f"status {status}")
-        raise NotReady(f"{target.name}: not ready: {reason}. Measure again when {target.url}/ready answers 200.")
+def require_ready(target: Target, wait_s: float = READY_WAIT_S) -> None:
+    """Wait while the node loads its model, which it does by itself; refuse one that is busy or does not get on.
+
+    Raises: NotReady with the node's own reason, Unreachable, WrongKey (the counters need a key).
+    """
+    ends_at = time.monotonic() + wait_s
+    while (reason := _reason_not_ready(target)) is not None:
+        if reason in LASTING or time.monotonic() > ends_at:
+            raise NotReady(f"{target.name}: not ready: {reason}. Measure again when {target.url}/ready answers 200.")
+        gevent.sleep(ASK_EVERY_S)
     get(target, "/metrics", QUICK)
+
+
+def _reason_not_ready(target: Target) -> str | None:
+    status, body = get(target, "/ready", QUICK)
+    return None if status == 200 else str((_object(body) or {}).get("reason", f"status {status}"))
 
 
 def look(target: Target, moment: Literal["before", "during", "after"], at_s: float) -> Facts:

@@ -1,0 +1,210 @@
+"""`bench run` against real nodes with a fake engine: what it measures, writes, says, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import DEADLINE_S, PROJECT, Node, free_port, running_node, wait_until
+
+from bench import runfile
+from bench.fake_handle import FakeHandle
+
+pytestmark = pytest.mark.tier2
+
+SETTINGS = {"MAX_CONCURRENT_REQUESTS": 2, "MAX_QUEUE_SIZE": 4, "N_CTX": 512}
+KNOBS = {"parallel": 2}
+QUICK = ("--requests", "4", "--max-tokens", "4", "--prompt-tokens", "48,96")
+
+
+@pytest.fixture
+def node(running: Node, engine: FakeHandle) -> Node:
+    running.wait_until_idle()
+    return running
+
+
+def started(node: Node, folder: Path, *arguments: str, key: str | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "bench", "run", "--results", str(folder),
+            "--node", f"pi1=http://127.0.0.1:{node.port}", *arguments,
+        ],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), "BENCH_KEY": key or node.key},
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def bench(node: Node, folder: Path, *arguments: str, **more: Any) -> tuple[int, str, str]:
+    process = started(node, folder, *arguments, **more)
+    out, err = process.communicate(timeout=DEADLINE_S * 2)
+    return process.returncode, out, err
+
+
+def measured(node: Node, folder: Path, *arguments: str) -> dict[str, Any]:
+    """The figures of a run that did not fail; on a busy machine bench may well find itself late."""
+    status, out, err = bench(node, folder, "--json", *arguments)
+    assert status in (0, 3), (status, out, err)
+    figures: dict[str, Any] = json.loads(out)
+    return figures
+
+
+def file_of(folder: Path) -> Path:
+    found = runfile.newest(folder, "pi1")
+    assert found is not None
+    return found
+
+
+def test_a_closed_loop_is_measured_and_its_file_holds_every_sample(node: Node, tmp_path: Path) -> None:
+    figures = measured(node, tmp_path, *QUICK, "--concurrency", "1,2", "--slo", "ttft=10s")
+    one, two = figures["runs"][0]["stages"]
+    assert (one["answered"], one["warm_ups"], two["answered"], two["warm_ups"]) == (4, 1, 4, 2)
+    assert one["goodput"]["good"] == 4
+    assert one["quantities"]["prefill_tokens_per_s"]["n"] == one["quantities"]["decode_tokens_per_s"]["n"] == 4
+    run = runfile.read(file_of(tmp_path))
+    assert (run.status, [len(stage.samples) for stage in run.stages]) == ("complete", [5, 6])
+    assert run.fingerprint["model"] == "qwen2.5:3b"
+    assert node.key not in file_of(tmp_path).read_text()
+
+
+def test_prompts_have_the_lengths_that_were_asked_for_by_the_nodes_count(node: Node, tmp_path: Path) -> None:
+    measured(node, tmp_path, *QUICK)
+    samples = runfile.read(file_of(tmp_path)).stages[0].samples
+    assert all(abs(s.counts.prompt_tokens - s.wanted_tokens) <= 1 for s in samples if s.counts)
+    assert {s.wanted_tokens for s in samples} == {48, 96}
+
+
+def test_the_same_seed_asks_the_same(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
+    asked = []
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        measured(node, tmp_path / place, *QUICK, "--seed", "5")
+        asked.append([r["body"]["messages"][-1]["content"] for r in engine.seen(5)["requests"]])
+    assert asked[0] == asked[1]
+    assert len(set(asked[0])) == 5
+
+
+def test_an_open_loop_is_measured(node: Node, tmp_path: Path) -> None:
+    figures = measured(node, tmp_path, *QUICK, "--rate", "40", "--arrivals", "constant")
+    stage = figures["runs"][0]["stages"][0]
+    assert stage["load"] == {"type": "open", "rate_per_s": 40.0, "arrivals": "constant"}
+    planned = sorted(sample.planned_s for sample in runfile.read(file_of(tmp_path)).stages[0].samples)
+    assert [round(later - planned[0], 3) for later in planned] == [0.0, 0.025, 0.05, 0.075, 0.1, 0.125]
+
+
+def test_a_sweep_ends_where_the_node_is_full(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
+    engine.turn(tokens_per_s=200)
+    arguments = ("--requests", "8", "--max-tokens", "8", "--sweep-to", "4")
+    run = measured(node, tmp_path, *arguments)["runs"][0]
+    assert [stage["load"]["concurrency"] for stage in run["stages"]] == [1, 2, 4]
+    assert run["saturation"]["concurrency"] in (1, 2, 4)
+
+
+def test_a_full_line_is_counted_as_what_it_is(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
+    engine.turn(tokens_per_s=20)
+    arguments = ("--requests", "12", "--max-tokens", "8", "--rate", "1000", "--warm-up", "0")
+    stage = measured(node, tmp_path, *arguments)["runs"][0]["stages"][0]
+    assert stage["failures"] == {"429 queue_full": 6}
+    assert (stage["answered"], stage["queued"]) == (6, 4)
+
+
+def test_an_engine_that_breaks_off_is_counted_as_what_it_is(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
+    engine.turn(fault="error", after=1)
+    status, out, _ = bench(node, tmp_path, "--json", "--requests", "1", "--warm-up", "0", "--prompt-tokens", "64")
+    assert status == 1  # the first request of all, which counts the prompt, failed as well
+    assert "a first request failed" in json.loads(out)["problems"]["pi1"]
+
+
+def test_a_wrong_key_stops_at_once_with_the_remedy(node: Node, tmp_path: Path) -> None:
+    status, _, err = bench(node, tmp_path, *QUICK, key="pk_" + "0" * 12 + "_" + "x" * 40)
+    assert status == 1
+    assert "pi1: the node does not take this key (401)" in err
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_prompt_beyond_the_context_is_refused_before_anything_is_measured(node: Node, tmp_path: Path) -> None:
+    status, _, err = bench(node, tmp_path, "--prompt-tokens", "64,900")
+    assert status == 1
+    assert "--prompt-tokens: pi1 refuses a prompt of this length" in err
+    assert "N_CTX is 512" in err
+
+
+def test_a_node_that_is_down_is_told_and_the_others_are_measured(node: Node, tmp_path: Path) -> None:
+    down = f"pi2=http://127.0.0.1:{free_port()}"
+    status, out, _ = bench(node, tmp_path, *QUICK, "--json", "--node", down)
+    figures = json.loads(out)
+    assert status == 1
+    assert {run["node"]: run["status"] for run in figures["runs"]} == {"pi1": "complete", "pi2": "failed"}
+    assert "pi2: nothing answers on" in figures["problems"]["pi2"]
+
+
+def test_an_interrupted_run_keeps_what_was_measured_and_goes_on(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
+    engine.turn(tokens_per_s=20)
+    process = started(node, tmp_path, "--requests", "500", "--max-tokens", "2", "--prompt-tokens", "48")
+    wait_until(lambda: engine.state()["generations"] > 12, "some were measured")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130, (out, err)
+    run = runfile.read(file_of(tmp_path))
+    kept = len(run.stages[0].measured)
+    assert (run.status, kept >= 5) == ("interrupted", True)
+    _shorten(file_of(tmp_path), requests=kept + 3)
+
+    resumed = measured(node, tmp_path, "--resume")["runs"][0]
+    assert (resumed["status"], resumed["run"], resumed["stages"][0]["requests"]) == ("complete", run.id, kept + 3)
+    numbers = [sample.number for sample in runfile.read(file_of(tmp_path)).stages[0].measured]
+    assert len(set(numbers)) == kept + 3
+
+
+def _shorten(path: Path, requests: int) -> None:
+    document = json.loads(path.read_bytes())
+    document["settings"]["requests"] = requests
+    path.write_text(json.dumps(document))
+
+
+def test_a_killed_run_leaves_a_whole_file_that_can_be_resumed(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
+    engine.turn(tokens_per_s=20)
+    process = started(node, tmp_path, *QUICK, "--concurrency", "1,2")
+    wait_until(lambda: engine.state()["generations"] > 9, "the second stage has begun")
+    process.kill()
+    process.communicate()
+    assert runfile.read(file_of(tmp_path)).status == "running"
+    assert measured(node, tmp_path, "--resume")["runs"][0]["status"] == "complete"
+
+
+def test_a_node_that_dies_in_the_middle_keeps_its_samples(engine: FakeHandle, tmp_path: Path) -> None:
+    engine.turn(tokens_per_s=50)
+    (tmp_path / "node").mkdir()
+    with running_node(tmp_path / "node", OLLAMA_PORT=engine.port, **SETTINGS) as mortal:
+        begun = engine.state()["generations"]
+        process = started(mortal, tmp_path, "--requests", "500", "--max-tokens", "4", "--prompt-tokens", "48")
+        wait_until(lambda: engine.state()["generations"] > begun + 8, "some were measured")
+        mortal.stop()
+        out, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1, (out, err)
+    run = runfile.read(file_of(tmp_path))
+    assert run.status == "failed"
+    assert "5 requests in a row got no answer" in run.problem
+    assert sum(1 for sample in run.stages[0].samples if sample.counts) >= 5
+
+
+def test_two_at_once_are_told_of_each_other(node: Node, tmp_path: Path) -> None:
+    with runfile.locked(tmp_path, "pi1"):
+        status, _, err = bench(node, tmp_path, *QUICK)
+    assert status == 1
+    assert "another bench measures pi1 now" in err
+
+
+def test_requests_of_others_make_the_run_invalid(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
+    engine.turn(tokens_per_s=20)
+    process = started(node, tmp_path, *QUICK, "--json")
+    wait_until(lambda: engine.state()["generations"] > 4, "the run has begun")
+    node.answer(max_tokens=1)
+    out, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 3
+    assert "other_requests" in [mark["code"] for mark in json.loads(out)["runs"][0]["marks"]]
