@@ -107,7 +107,7 @@ $(VENV)/serving: $(SERVING) $(METADATA) $(VENV)/python-$(PYTHON_VERSION) | prefl
 $(VENV)/controlling: $(CONTROLLING) $(METADATA) $(VENV)/python-$(PYTHON_VERSION) | preflight
 	@echo "installing what the playbooks need …"
 	@$(INSTALL) --require-hashes -r $(CONTROLLING) || $(OFFLINE)
-	@$(INSTALL) --no-deps -e . || $(OFFLINE)
+	@$(INSTALL) --no-deps -e . -e ./bench || $(OFFLINE)
 	@touch $@
 
 $(VENV)/testing: $(TESTING) | preflight-tests $(VENV)/serving
