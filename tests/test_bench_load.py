@@ -159,6 +159,12 @@ def test_a_node_that_gives_no_answers_counts_as_gone_and_what_was_measured_stays
     assert len(stage.samples) == 3 + GONE_AFTER
 
 
+def test_one_answer_between_shows_that_the_node_is_there() -> None:
+    node = SimulatedNode(SimulatedTime())
+    node.failure = lambda number: Failure("cut_off") if number % GONE_AFTER else None
+    assert len(measured(ClosedLoop(1), node, requests=20).samples) == 20
+
+
 def test_refusals_by_the_node_itself_never_count_as_gone() -> None:
     node = SimulatedNode(SimulatedTime())
     node.failure = lambda number: Failure("event", "engine_failed")
