@@ -104,7 +104,7 @@ def compare(
     if not due or not due[-1].rounds:
         return None
     look = due[-1]
-    differences = [math.log(b / a) for a, b in zip(old[: look.rounds], new[: look.rounds], strict=True)]
+    differences = [math.log(b) - math.log(a) for a, b in zip(old[: look.rounds], new[: look.rounds], strict=True)]
     change, low, high, p = signed_rank(differences, 1 - look.alpha)
     is_significant = p < look.alpha
     kind: Kind = "same" if not is_significant else "faster" if (change > 0) == is_more_better else "slower"

@@ -19,7 +19,7 @@ from bench.space import Axis, Settings, Space
 
 DECODE_TOKENS_PER_S, PREFILL_TOKENS_PER_S = 5.3, 25.0
 LOAD_S = 6.0  # from the page cache, with repacking; an SD card takes 20 s
-CUT_OFF = 4.0  # times the fastest block's generating: what takes longer is ended there, and can be no winner
+CUT_OFF = 2.5  # times the fastest block's generating: what takes longer is ended there, and can be no winner
 RESTART_S = 25.0  # the engine's and the appliance's, with the play that changes them
 PROMPT_TOKENS, ANSWER_TOKENS = 64, 32
 WARM_UP_PROMPT_TOKENS, WARM_UP_TOKENS = 16, 8
@@ -105,11 +105,11 @@ class Machine:
         ttft_s, tpot_s = PROMPT_TOKENS / prefill / factor, 1 / decode / factor
         generating_s = ttft_s + (ANSWER_TOKENS - 1) * tpot_s
         self._fastest_s = min(self._fastest_s, generating_s)
-        most_s = CUT_OFF * self._fastest_s
+        most_s = max(warm_up_s, CUT_OFF * self._fastest_s)
         self.now_s += min(warm_up_s + generating_s, most_s) - warm_up_s + LOAD_S
         cost_s = self.now_s - started_s
         if warm_up_s + generating_s > most_s:
-            return Block(settings, "failed", cost_s, reason=f"{CUT_OFF:.0f} times slower than the fastest, cut off")
+            return Block(settings, "failed", cost_s, reason=f"{CUT_OFF:g} times slower than the fastest, cut off")
         if self.rng.random() < self.noise.invalid:
             return Block(settings, "invalid", cost_s, reason="throttled")
         figures = Figures(1 / tpot_s, ttft_s * 1000, tpot_s * 1000, memory_mib(settings))

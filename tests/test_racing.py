@@ -80,10 +80,11 @@ def test_of_equals_with_as_many_threads_less_memory_wins() -> None:
 
 
 def test_lack_of_data_is_no_tie() -> None:
-    outcome = run(replace(PLAN, budget_s=250), node(lambda s: 5.0, noise=0.10))
-    assert outcome.stopped == "budget"
-    assert "undecided" in {of.name for of in outcome.fates}
-    assert "tied" not in {of.name for of in outcome.fates}
+    outcomes = [run(replace(PLAN, budget_s=250), node(lambda s: 5.0, noise=0.03, seed=seed)) for seed in range(8)]
+    assert {outcome.stopped for outcome in outcomes} == {"budget"}
+    close = [of for outcome in outcomes for of in outcome.fates if of.change is not None and abs(of.change) < 0.01]
+    assert len(close) > len(outcomes)
+    assert "tied" not in {of.name for of in close}
 
 
 def test_the_budget_is_not_overdrawn() -> None:
