@@ -1,6 +1,6 @@
 """Clients that use a fleet as sensible ones do: a node that refuses is left for the next, anything else is a failure.
 
-Each client has one generation under way at any time, streamed and whole ones in turn, and begins at another node each
+Each client asks again soon after an answer, for streamed and for whole ones in turn, and begins at another node each
 time, so that every node is asked at every moment of a roll.
 """
 
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 TIMEOUT_S = 60.0
-ROUNDS, PAUSE_S = 60, 0.5
+ROUNDS, PAUSE_S = 120, 0.25  # of one that every node refused, and between two requests
 REFUSALS = (429, 503)
 PROMPT = "Count to ten."
 
@@ -45,7 +45,7 @@ class Load:
     key: str
     clients: int = 3
     port: int = 8000
-    tokens: int = 40
+    tokens: int = 24
     answers: list[Answer] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -72,6 +72,7 @@ class Load:
             first = turn % len(names)
             self.answers.append(self._ask([*names[first:], *names[:first]], is_streamed=turn % 2 == 0))
             turn += 1
+            self._stop.wait(PAUSE_S)
 
     def _ask(self, nodes: Sequence[str], *, is_streamed: bool) -> Answer:
         """One request, node after node until one takes it."""

@@ -56,7 +56,8 @@ def run(
 ) -> Ran:
     """Run a playbook of a checkout. at: what to do when a task begins, by a part of the task's name; once each.
 
-    A task begins when its name is printed, which is just before it does anything.
+    A task begins when its name is printed, which is just before it does anything. What all runs said is in runs.log
+    beside the inventory.
     """
     command = fleet.playbook(SCENARIO, playbook, *arguments)
     environment = os.environ | {"ANSIBLE_CONFIG": str(checkout / "ansible.cfg")}
@@ -69,6 +70,8 @@ def run(
             output += line
             for name in [name for name in waiting if line.startswith("TASK [") and name in line]:
                 waiting.pop(name)()
+    with (FOLDER / "runs.log").open("a") as log:
+        log.write(f"\n==== {' '.join(command)}\n{output}")
     assert not waiting, f"{playbook} never came to {', '.join(waiting)}\n{output}"
     return Ran(process.returncode, output)
 
@@ -180,7 +183,7 @@ def running(node: Node) -> dict[str, str]:
     """What the running processes were started with, as they themselves show it."""
     told = node.sh(
         """
-        curl -fsS 127.0.0.1:11434/api/version | sed 's/.*:"//; s/".*//'
+        curl -fsS 127.0.0.1:11434/api/version | sed 's/.*:"//; s/".*//'; echo
         tr '\\0' '\\n' < /proc/$(systemctl show -P MainPID ollama)/environ | sed -n 's/^LLAMA_ARG_CACHE_RAM=//p'
         tr '\\0' '\\n' < /proc/$(systemctl show -P MainPID pi-llm)/cmdline | head -1 | cut -d/ -f5
         sed -n 's/^MAX_QUEUE_SIZE=//p' /run/pi-llm/appliance.env

@@ -27,9 +27,9 @@ class Upgrade:
 def upgrade(nodes: list[Node], releases: rolls.Releases) -> Upgrade:
     before = [rolls.deployment(node) for node in nodes]
     rolls.ask_for("nodes", **rolls.ollama(releases.ollama))
+    told = rolls.run("upgrade.yml", "--check", checkout=releases.second)
+    after_telling = [rolls.deployment(node) for node in nodes]
     with rolls.load().running() as load:
-        told = rolls.run("upgrade.yml", "--check", checkout=releases.second)
-        after_telling = [rolls.deployment(node) for node in nodes]
         ran = rolls.run("upgrade.yml", checkout=releases.second)
     return Upgrade(before, told, after_telling, ran, load)
 
