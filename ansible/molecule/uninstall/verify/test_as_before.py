@@ -38,12 +38,12 @@ Shot = dict[str, set[str]]
 
 
 def shot(node: Node) -> Shot:
-    """Packages, users, groups, units and files of a machine, files of /etc with what is in them."""
+    """Packages by name (a new one may renew an old one), users, units and files; of /etc also what is in them."""
     skip = " -o ".join(f"-path {path}" for path in PASSING)
     ignored = " ".join(f"! -path '{path}'" for path in BOOKS)
     find = f"find / -xdev \\( {skip} \\) -prune -o {ignored}"
     return {
-        "packages": lines(node, "dpkg-query -W -f '${Package} ${Version} ${db:Status-Status}\\n'"),
+        "packages": lines(node, X),
         "users": lines(node, "cut -d: -f1,3- /etc/passwd; cut -d: -f1,2 /etc/shadow"),
         "groups": lines(node, "sort /etc/group /etc/gshadow"),
         "units": lines(node, "systemctl list-unit-files --no-legend --no-pager | grep -v transient"),
