@@ -43,7 +43,7 @@ def shot(node: Node) -> Shot:
     ignored = " ".join(f"! -path '{path}'" for path in BOOKS)
     find = f"find / -xdev \\( {skip} \\) -prune -o {ignored}"
     return {
-        "packages": lines(node, X),
+        "packages": lines(node, "dpkg-query -W -f '${Package} ${db:Status-Status}\\n'"),
         "users": lines(node, "cut -d: -f1,3- /etc/passwd; cut -d: -f1,2 /etc/shadow"),
         "groups": lines(node, "sort /etc/group /etc/gshadow"),
         "units": lines(node, "systemctl list-unit-files --no-legend --no-pager | grep -v transient"),
