@@ -20,10 +20,10 @@ MOLECULE = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MOLECULE_GLOB='ansible/molecule/*
 $(shell [ "$$(cat $(VENV)/serving 2>/dev/null)" = "$(CURDIR)" ] || rm -f $(VENV)/serving)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo fleet demo-down test test-hosts test-fast lint docs bench-gateway bench-truth lock clean preflight preflight-tests preflight-hosts
+.PHONY: help demo fleet demo-down test test-hosts test-fast lint docs bench-gateway bench-provision bench-truth lock clean preflight preflight-tests preflight-hosts
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/serving ## Run engine and appliance here, stream an answer, serve until Ctrl-C (PORT=, ENGINE_PORT=, ONCE=1)
 	@$(PY) -m appliance demo --port $(PORT) --engine-port $(ENGINE_PORT) $(if $(filter-out 0 no,$(ONCE)),--once)
@@ -54,6 +54,9 @@ fleet: $(VENV)/controlling ## Install what runs the playbooks: then . .venv/bin/
 
 bench-gateway: $(VENV)/testing ## What the appliance adds to the engine, beside a bare relay
 	$(PY) -m bench.gateway $(ARGS)
+
+bench-provision: | preflight-hosts $(VENV)/testing ## Seconds that provisioning takes, on 1, 2 and 4 test hosts, as root (ARGS="--rounds 1")
+	$(PY) -m bench.provision $(ARGS)
 
 bench-truth: $(VENV)/serving ## How often bench's statistics are right, on simulated machines (minutes; ARGS="--races 50")
 	$(PY) -m bench.truth $(ARGS)
