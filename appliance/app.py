@@ -24,6 +24,7 @@ from appliance.health import Health, Live, Ready
 from appliance.issue_key import IssueKey
 from appliance.keyring import KeyRing
 from appliance.metrics import Metrics
+from appliance.node import Node
 from appliance.residency import Residency
 
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
@@ -49,6 +50,7 @@ def create_app(
     app.add_route("/ready", Ready(admission, residency))
     app.add_route("/generate", Generate(config, generations))
     app.add_route("/benchmark", Benchmark(config, Benchmarks(config, admission, engine, residency)))
+    app.add_route("/node", Node(config, engine))
     app.add_route("/keys/generate", IssueKey(keys, config.key_issuance, config.client_timeout_s))
     app.add_route("/metrics", metrics)
     app.add_route("/openapi.json", openapi.Document())

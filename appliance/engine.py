@@ -9,7 +9,7 @@ import http.client
 import socket
 from collections.abc import Iterator
 from http.client import HTTPException
-from typing import Any
+from typing import Any, TypeVar
 
 import gevent
 import msgspec
@@ -18,10 +18,13 @@ from appliance.errors import ApplianceError, EngineFailed, NotReady
 from appliance.protocol import (
     LOOPBACK,
     RETRY_S,
+    EngineVersion,
     LoadedModel,
     LoadedModels,
     LoadOptions,
     Prompt,
+    StoredModel,
+    StoredModels,
     chat_request,
     encode,
     error_of,
@@ -30,6 +33,8 @@ from appliance.protocol import (
     unreachable,
 )
 from appliance.recordstream import Patience, RecordStream
+
+T = TypeVar("T")
 
 ANSWER_LIMIT_BYTES = 1024 * 1024
 PULL_SILENCE_S = 900.0  # "verifying sha256 digest" says nothing while it reads gigabytes from an SD card
@@ -77,17 +82,23 @@ class Engine:
 
         Raises: EngineUnreachable, EngineFailed.
         """
-        status, body = self._call("GET", "/api/ps")
-        if status != 200:
-            raise EngineFailed(f"The engine answered {status} when asked for its loaded models.")
-        try:
-            return msgspec.json.decode(body, type=LoadedModels).models
-        except msgspec.MsgspecError as error:
-            raise EngineFailed(f"What /api/ps gives is not what Ollama sends: {error}") from error
+        return self._told("/api/ps", LoadedModels).models
 
     def own_loaded_models(self) -> list[LoadedModel]:
         """The rows of `loaded_models` that are this node's model. Raises: as it does."""
         return [row for row in self.loaded_models() if is_same_model(row.name or row.model, self.model)]
+
+    def version(self) -> str:
+        """Raises: EngineUnreachable, EngineFailed."""
+        return self._told("/api/version", EngineVersion).version
+
+    def stored_model(self) -> StoredModel | None:
+        """What /api/tags says of this node's model; None where it is not in the store.
+
+        Raises: EngineUnreachable, EngineFailed.
+        """
+        rows = self._told("/api/tags", StoredModels).models
+        return next((row for row in rows if is_same_model(row.name, self.model)), None)
 
     def has_model(self) -> bool:
         """Whether the model is in the engine's store.
@@ -139,6 +150,16 @@ class Engine:
             raise unreachable(self.port, error) from error
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
+
+    def _told(self, path: str, kind: type[T]) -> T:
+        """What the engine answers to a GET. Raises: EngineUnreachable, EngineFailed."""
+        status, body = self._call("GET", path)
+        if status != 200:
+            raise EngineFailed(f"The engine answered {status} when asked for {path}.")
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.MsgspecError as error:
+            raise EngineFailed(f"What {path} gives is not what Ollama sends: {error}") from error
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=ANSWER_TIMEOUT_S)

@@ -13,6 +13,7 @@ from appliance.benchmark_report import BenchmarkAnswer
 from appliance.generate import GenerateAnswer, GenerateRequest
 from appliance.generation import DEADLINE_HEADER, DEADLINE_LIMIT_S
 from appliance.issue_key import KeyAnswer, KeyRequest
+from appliance.node import NodeAnswer
 
 REF = "#/components/schemas/{name}"
 JSON = "application/json"
@@ -54,6 +55,13 @@ def document() -> dict[str, Any]:
             },
             "/generate": {"post": _generate(requests["GenerateRequest"])},
             "/benchmark": {"post": _benchmark(requests["BenchmarkRequest"])},
+            "/node": {
+                "get": _get(
+                    "What this node is and how it is: machine, engine, model, settings.",
+                    {"200": _json("NodeAnswer")} | _errors("401"),
+                    security=KEY,
+                )
+            },
             "/keys/generate": {"post": _issue_key(requests["KeyRequest"])},
             "/metrics": {
                 "get": _get(
@@ -96,7 +104,7 @@ BODY_ERRORS = ("400", "408", "413", "415", "422")
 
 
 def _schemas() -> tuple[dict[str, Any], dict[str, Any]]:
-    kinds = [GenerateRequest, GenerateAnswer, BenchmarkRequest, BenchmarkAnswer, KeyRequest, KeyAnswer]
+    kinds = [GenerateRequest, GenerateAnswer, BenchmarkRequest, BenchmarkAnswer, NodeAnswer, KeyRequest, KeyAnswer]
     refs, schemas = msgspec.json.schema_components(kinds, ref_template=REF)
     for kind in (GenerateRequest, BenchmarkRequest, KeyRequest):
         schemas[kind.__name__]["additionalProperties"] = False

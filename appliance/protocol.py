@@ -85,6 +85,30 @@ class LoadedModels(msgspec.Struct):
     models: list[LoadedModel] = []
 
 
+class ModelDetails(msgspec.Struct):
+    family: str | None = None
+    parameter_size: str | None = None
+    quantization_level: str | None = None
+    context_length: int | None = None
+
+
+class StoredModel(msgspec.Struct):
+    """One row of /api/tags. size: bytes of all its files; nearly all of them are the weights."""
+
+    name: str = ""
+    digest: str = ""
+    size: int = 0
+    details: ModelDetails = msgspec.field(default_factory=ModelDetails)
+
+
+class StoredModels(msgspec.Struct):
+    models: list[StoredModel] = []
+
+
+class EngineVersion(msgspec.Struct):
+    version: str = ""
+
+
 class _ErrorBody(msgspec.Struct):
     error: Any = ""
 
