@@ -62,12 +62,13 @@ class Target:
     def is_tls(self) -> bool:
         return self._parts.scheme == "https"
 
-    def request(self, method: str, path: str, body: bytes = b"") -> bytes:
+    def request(self, method: str, path: str, body: bytes = b"", accept: str = "*/*") -> bytes:
         """The bytes of one request, on a connection of its own."""
         lines = [
             f"{method} {self._parts.path.rstrip('/')}{path} HTTP/1.1",
             f"Host: {self._parts.netloc.rpartition('@')[2]}",
             f"X-API-Key: {self.key}",
+            f"Accept: {accept}",
             "Connection: close",
             *(["Content-Type: application/json", f"Content-Length: {len(body)}"] if body else []),
         ]
@@ -129,6 +130,32 @@ def get(target: Target, path: str, patience: Patience) -> tuple[int, bytes]:
     if status == 401:
         raise WrongKey(f"{target.name}: the node does not take this key (401) for {path}.")
     return status, payload
+
+
+class RequestFailed(BenchError):
+    """The node did not do what it was asked for; `failure` says which kind that is."""
+
+    def __init__(self, target: Target, path: str, failure: Failure) -> None:
+        super().__init__(f"{target.name}: {path} failed ({failure}): {failure.detail}")
+        self.failure = failure
+
+
+def events(target: Target, path: str, body: bytes, patience: Patience) -> Iterator[tuple[str, bytes]]:
+    """POST, and the server-sent events of the answer, name and data, as they come; comments have no name.
+
+    Closing the generator ends the request. Raises: WrongKey, RequestFailed (also for an `error` event).
+    """
+    request = target.request("POST", path, body, "text/event-stream")
+    try:
+        for event in _blocks(_exchange(target, request, patience)):
+            if event.startswith(b"event: error\n"):
+                raise _Broken(_failure("event", _data(event)))
+            name = event[7:].partition(b"\n")[0].decode(errors="replace") if event.startswith(b"event: ") else ""
+            yield name, _data(event)
+    except _Broken as broken:
+        if broken.failure.status == 401:
+            raise WrongKey(f"{target.name}: the node does not take this key (401) for {path}.") from None
+        raise RequestFailed(target, path, broken.failure) from None
 
 
 class Unreachable(BenchError):
@@ -193,6 +220,22 @@ def _receive(connection: Any, timeout_s: float) -> tuple[bytes, float]:
     except OSError as error:
         raise _Broken(Failure("cut_off", detail=f"{error}"[:DETAIL_CHARS])) from None
     return data, time.monotonic()
+
+
+def _blocks(pieces: Iterator[tuple[int, bytes, float]]) -> Iterator[bytes]:
+    """The events of a response, whole. Raises: _Broken for one that is none, or ends within an event."""
+    pending, status = b"", 0
+    for status, payload, _ in pieces:
+        pending += payload
+        if status == 200:
+            *whole, pending = pending.split(b"\n\n")
+            yield from whole
+        if len(pending) > EVENT_LIMIT_BYTES:
+            raise _Broken(Failure("garbled", detail="An event without an end."))
+    if status != 200:
+        raise _Broken(_failure("status", pending, status))
+    if pending:
+        raise _Broken(Failure("cut_off", detail="The stream ended within an event."))
 
 
 def _read_events(pieces: Iterator[tuple[int, bytes, float]], reply: Reply) -> None:

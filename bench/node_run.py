@@ -39,13 +39,15 @@ class Interrupted(gevent.GreenletExit):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: `done` of `total` requests of a stage; about `left_s` to the end of what is planned by now."""
+    """Where a run is: `done` of `total` of a `unit`, and about `left_s` to the end of what is planned by now."""
 
     node: str
     stage: str
     done: int
     total: int
     left_s: float | None = None
+    best: str = ""
+    unit: str = "requests"
 
 
 def calibrate(target: Target, seed: int, lengths: tuple[int, ...], patience: Patience) -> Calibration:

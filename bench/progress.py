@@ -24,7 +24,9 @@ class Lines:
     def tell(self, progress: Progress) -> None:
         if self._told.get(progress.node) != progress.stage:
             self._told[progress.node] = progress.stage
-            click.echo(f"{progress.node}: {progress.stage}, {progress.total} requests", err=True)
+            best = f", {progress.best}" if progress.best else ""
+            left = f", {progress.left_s:.0f} s left" if progress.left_s is not None and progress.done else ""
+            click.echo(f"{progress.node}: {progress.stage}, {progress.total} {progress.unit}{left}{best}", err=True)
 
 
 class Bars:
@@ -39,6 +41,7 @@ class Bars:
         if progress.node not in self._tasks:
             self._tasks[progress.node] = self._display.add_task("", node=progress.node, stage="", left="")
         left = "" if progress.left_s is None else f"{progress.left_s:.0f} s left"
+        left = "  ".join(part for part in (left, progress.best) if part)
         task = self._tasks[progress.node]
         self._display.update(task, completed=progress.done, total=progress.total, stage=progress.stage, left=left)
         if time.monotonic() - self._drawn_at >= DRAW_EVERY_S:

@@ -107,9 +107,9 @@ def remove_leftovers(results: Path, node: str) -> None:
             leftover.unlink()
 
 
-def newest(results: Path, node: str) -> Path | None:
-    """The latest run file of a node; names begin with the time of their beginning."""
-    return max((results / node).glob(f"[0-9]*{SUFFIX}"), default=None)
+def newest(results: Path, node: str, kind: str = "run") -> Path | None:
+    """The latest file of a node, of this kind; names begin with the time of their beginning."""
+    return max((results / node).glob(f"[0-9]*-{kind}-*{SUFFIX}"), default=None)
 
 
 @contextmanager

@@ -1,0 +1,97 @@
+"""What a tune measured: its plan, every block with its samples, and how it ended. Shapes, and their file.
+
+The file is a run file (bench/runfile.py) of kind "tune". A race's whole state follows from plan and blocks, so this is
+also what `--resume` needs, and whatever kills a tune leaves a file from which it goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from bench import runfile
+from bench.block import Question, Ran
+from bench.objective import Figures
+from bench.racing import Block, Outcome, Plan, Status
+from bench.runfile import RunFileError
+from bench.samples import FORMAT, Facts
+from bench.space import Settings
+
+KIND = "tune"
+
+
+class BlockRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One block and all that is known of it. `facts`: the node right after it; before it, the block before has them."""
+
+    settings: Settings
+    status: Status
+    began_s: float
+    cost_s: float
+    figures: Figures | None = None
+    reason: str = ""
+    streams: int = 1
+    samples: list[Ran] = []
+    facts: Facts | None = None
+
+    @property
+    def block(self) -> Block:
+        return Block(self.settings, self.status, self.cost_s, self.figures, self.reason)
+
+
+class TuneRun(msgspec.Struct, kw_only=True):
+    """One node, tuned once. `session` is common to all nodes that one command tuned.
+
+    own_env: the settings that the node had when it began. temporary_env: a profile that is deployed for measuring, and
+    that the inventory knows nothing of; None when the inventory's own is in force.
+    written: the profile that was written, or would have been. problem: why it was not.
+    """
+
+    format: int = FORMAT
+    kind: str = KIND
+    id: str
+    session: str
+    node: str
+    url: str
+    bench_version: str
+    started_at: str
+    status: Literal["running", "complete", "interrupted", "failed"] = "running"
+    problem: str = ""
+    wall_s: float = 0.0
+    question: Question
+    plan: Plan
+    fingerprint: dict[str, Any] = {}
+    own_env: dict[str, Any] = {}
+    temporary_env: dict[str, Any] | None = None
+    before: Facts | None = None
+    blocks: list[BlockRecord] = []
+    outcome: Outcome | None = None
+    profile: dict[str, Any] | None = None
+
+
+def path_of(run: TuneRun, results: Path) -> Path:
+    return results / run.node / f"{run.id}{runfile.SUFFIX}"
+
+
+def save(run: TuneRun, results: Path) -> Path:
+    """Raises: RunFileError."""
+    path = path_of(run, results)
+    runfile.write(msgspec.json.encode(run) + b"\n", path)
+    return path
+
+
+def read(path: Path) -> TuneRun:
+    """Raises: RunFileError, NewerFormat."""
+    try:
+        found = runfile.migrated(msgspec.json.decode(path.read_bytes()), path)
+        return msgspec.convert(found, TuneRun)
+    except OSError as error:
+        raise RunFileError(f"{path} cannot be read: {error.strerror}.") from error
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise RunFileError(f"{path} is no tune of bench, or was changed by hand: {error}.") from error
+
+
+def newest(results: Path, node: str) -> Path | None:
+    """The latest tune of a node."""
+    return runfile.newest(results, node, KIND)
