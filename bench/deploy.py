@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gevent import subprocess  # type: ignore[attr-defined]  # the stubs leave it out
+from gevent import subprocess
 
 from bench import knobs
 from bench.client import BenchError

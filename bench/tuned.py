@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
-from appliance import benchmark_choice
+from appliance import benchmark_choice, benchmark_report
 from bench import knobs
 from bench.block import Ran
 from bench.intervals import mean_interval
@@ -160,14 +160,14 @@ def max_tokens(ran: Sequence[Ran]) -> int | None:
     alike = [one for one in ran if one.decode_tokens_per_second]
     if not alike:
         return None
-    setting = benchmark_choice.Setting(alike[0].context_size, alike[0].threads, alike[0].batch_size)
+    setting = benchmark_report.Setting(alike[0].context_size, alike[0].threads, alike[0].batch_size)
     return benchmark_choice.max_tokens([_sample(one) for one in alike], setting)
 
 
 def _sample(ran: Ran) -> Any:
     fields = {name: getattr(ran, name) for name in ("context_size", "threads", "batch_size", "warm_up", "latency_ms")}
     rate = (ran.decode_tokens_per_second or 0.0) / ran.streams
-    return benchmark_choice.Sample(
+    return benchmark_report.Sample(
         **fields,
         run=1,
         ttft_ms=ran.ttft_ms,

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import secrets
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-import gevent
 import msgspec
 from click.core import ParameterSource
 from gevent.event import Event
 
-from bench.client import Target
+from bench.commands.nodes import EXIT_INTERRUPTED, KEY_VARIABLE, allow_many_files, key, stop_on_signals, targets_of
 from bench.commands.values import Duration, Level, Node, Numbers
 from bench.outcome import outcome
 from bench.progress import shown
@@ -27,8 +23,7 @@ from bench.session import Measured, Session
 from bench.summary import ServiceLevel
 from bench.trace import Arrivals
 
-KEY_VARIABLE = "BENCH_KEY"
-EXIT_FAILED, EXIT_INVALID, EXIT_INTERRUPTED = 1, 3, 130
+EXIT_FAILED, EXIT_INVALID = 1, 3
 OF_THE_LOAD = (
     "concurrency", "rate", "arrivals", "sweep_to", "requests", "duration_s", "warm_up", "prompt_tokens", "max_tokens",
     "seed", "timeout_s",
@@ -103,14 +98,14 @@ def command(
     Prompts begin differently, so that no cache helps, and are the same for all nodes. Latencies count from the moment
     that a request was planned for. Each run's file holds every sample.
     """
-    targets = _targets(nodes, _key(key_file))
+    targets = targets_of(nodes, key(key_file))
     settings = None if resume else _settings(**load)
     if resume and (given := [name for name in OF_THE_LOAD if _is_given(ctx, name)]):
         option = next(p.opts[0] for p in ctx.command.params if p.name == given[0])
         raise click.UsageError(f"--resume goes on with the load of the interrupted run; leave {option} out.")
-    _allow_many_files()
+    allow_many_files()
     interrupt = Event()
-    _stop_on_signals(interrupt)
+    stop_on_signals(interrupt)
     with shown(is_wanted=True) as progress:
         session = Session(results, progress.tell, interrupt)
         measured = session.resume(targets) if settings is None else session.measure(targets, settings)
@@ -145,51 +140,8 @@ def _settings(
     return Settings(seed=seed, loads=() if sweep_to else loads, sweep_to=sweep_to, **others)
 
 
-def _targets(nodes: Sequence[tuple[str, str]], key: str) -> list[Target]:
-    if not nodes:
-        raise click.UsageError("no node to measure; name one with --node http://HOST:8000.")
-    names = [name for name, _ in nodes]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise click.UsageError(f"--node: {twice} is given twice; tell nodes apart with NAME=URL.")
-    return [Target(name, url.rstrip("/"), key) for name, url in nodes]
-
-
-def _key(key_file: Path | None) -> str:
-    """One line of printable ASCII; it becomes a header."""
-    try:
-        key = os.environ.get(KEY_VARIABLE, "") if key_file is None else key_file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"--key-file: {key_file} cannot be read: {error}.") from error
-    key = key.strip()
-    if not key:
-        place = f"{key_file} is empty" if key_file else f"neither --key-file nor {KEY_VARIABLE} is given"
-        raise click.UsageError(f"no API key: {place}.")
-    if not (key.isascii() and key.isprintable() and " " not in key):
-        raise click.UsageError(f"{'--key-file' if key_file else KEY_VARIABLE}: what it holds is no API key, but more.")
-    return key
-
-
 def _is_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-
-
-def _allow_many_files() -> None:
-    """A node takes a socket a client and a lock, and the usual limit of 1024 files is soft."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _stop_on_signals(interrupt: Event) -> None:
-    """The first Ctrl-C or SIGTERM ends the measuring and writes what there is; the second ends at once."""
-
-    def stop() -> None:
-        if interrupt.is_set():
-            os._exit(EXIT_INTERRUPTED)
-        click.echo("interrupted: writing what was measured …", err=True)
-        interrupt.set()
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        gevent.signal_handler(signum, stop)
 
 
 def _print(measured: Sequence[Measured], slo: ServiceLevel | None, as_json: bool) -> None:
