@@ -10,6 +10,7 @@ from appliance import __version__
 
 COMMANDS = {
     "run": "Put load on nodes, and measure what they make of it.",
+    "tune": "Find the settings that suit each node, and write them into the inventory.",
 }
 
 

@@ -23,6 +23,7 @@ from bench.block import Question
 from bench.client import BenchError, Target
 from bench.knobs import KNOBS
 from bench.node_run import Interrupted
+from bench.profile import TunedProfile
 from bench.runfile import RunFileError
 from bench.space import Value
 from bench.tune_file import TuneRun
@@ -46,14 +47,14 @@ class Tuned:
 class Fleet:
     """Tunes nodes.
 
-    previous: the nodes' profiles in the inventory, where they have one.
+    profiles: those in the inventory.
     """
 
     wanted: Wanted
     question: Question
     around: Surroundings
     interrupt: Event
-    previous: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    profiles: Mapping[str, TunedProfile] = field(default_factory=dict)
 
     def tune(self, targets: Sequence[Target], is_resumed: bool = False) -> list[Tuned]:
         """In the order of `targets`. Resumed: each node's newest tune goes on, where that did not come to its end."""
@@ -86,7 +87,8 @@ class Fleet:
         """A node's race, planned from what it is and has. Raises: BenchError."""
         node_facts.require_ready(target)
         facts = node_facts.look(target, "before", 0.0)
-        profile = dict((self.previous.get(target.name) or {}).get("env", {}))
+        known = self.profiles.get(target.name)
+        profile = dict(known.env) if known else {}
         now = datetime.now(UTC)
         return TuneRun(
             id=f"{now:%Y%m%dT%H%M%SZ}-{tune_file.KIND}-{secrets.token_hex(3)}",

@@ -14,6 +14,7 @@ import msgspec
 from bench import runfile
 from bench.block import Question, Ran
 from bench.objective import Figures
+from bench.profile import TunedProfile
 from bench.racing import Block, Outcome, Plan, Status
 from bench.runfile import RunFileError
 from bench.samples import FORMAT, Facts
@@ -43,9 +44,9 @@ class BlockRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 class TuneRun(msgspec.Struct, kw_only=True):
     """One node, tuned once. `session` is common to all nodes that one command tuned.
 
-    own_env: the settings that the node had when it began. temporary_env: a profile that is deployed for measuring, and
-    that the inventory knows nothing of; None when the inventory's own is in force.
-    written: the profile that was written, or would have been. problem: why it was not.
+    own_env: the env of the node's profile in the inventory when it began.
+    temporary_env: settings that are deployed for measuring; None when the inventory's own are in force.
+    profile: what the outcome speaks for, whether it was written or not.
     """
 
     format: int = FORMAT
@@ -67,7 +68,7 @@ class TuneRun(msgspec.Struct, kw_only=True):
     before: Facts | None = None
     blocks: list[BlockRecord] = []
     outcome: Outcome | None = None
-    profile: dict[str, Any] | None = None
+    profile: TunedProfile | None = None
 
 
 def path_of(run: TuneRun, results: Path) -> Path:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import gevent
 
-from bench import block, board_validity, node_facts, tune_file
+from bench import block, board_validity, node_facts, tune_file, tuned
 from bench.block import Busy, Gone, SettingsRefused
 from bench.client import BenchError, Target
 from bench.node_run import Interrupted, Progress
@@ -107,6 +107,7 @@ class NodeTune:
             self._checkpoint()
             self._tell(race)
         run.outcome = race.outcome
+        run.profile = tuned.profile(run)
 
     def _block(self, settings: Settings) -> BlockRecord:
         """Measure these settings once, whatever it takes; see `_measure` for what may come of it.

@@ -10,11 +10,11 @@ from statistics import median
 from typing import Any
 
 from appliance import benchmark_choice, benchmark_report
-from bench import knobs
 from bench.block import Ran
 from bench.intervals import mean_interval
 from bench.knobs import KNOBS
-from bench.objective import Limits, Objective
+from bench.objective import Figures, Limits, Objective
+from bench.profile import Against, Measured, Provenance, TunedProfile
 from bench.racing import MARGIN, Outcome, Plan
 from bench.space import Axis, Settings, Space, Value
 from bench.tune_file import TuneRun
@@ -24,7 +24,7 @@ N_BATCH = (64, 128, 256, 512)
 THREAD_SHARES = (0.5, 0.75, 1.0)  # of the cores: 2, 3 and 4 on a Pi
 SLOTS = (1, 2, 4)
 FLASH_ATTENTION, KV_CACHE = ("auto", "off"), ("f16", "q8_0")
-DIGITS = 5
+LEAST_BLOCKS = 2
 
 
 @dataclass(frozen=True)
@@ -81,22 +81,22 @@ def plan(wanted: Wanted, node: Mapping[str, Any] | None, own: Mapping[str, Value
     )
 
 
-def profile(run: TuneRun, previous: Mapping[str, Any] | None, at: datetime | None = None) -> dict[str, Any] | None:
+def profile(run: TuneRun, at: datetime | None = None) -> TunedProfile | None:
     """The winner as a profile; None where there is none. What the previous profile sets besides stays set."""
     outcome = run.outcome
     if outcome is None or outcome.winner is None:
         return None
     winner = outcome.winner.settings
     ran = [one for record in run.blocks if record.settings == winner for one in record.samples]
-    env = {**dict((previous or {}).get("env", {})), **winner.env}
+    env = {**run.own_env, **winner.env}
     if tokens := max_tokens(ran):
         env["MAX_TOKENS"] = tokens
-    return {
-        "format": knobs.FORMAT,
-        "env": {name: env[name] for name in KNOBS if name in env},
-        "measured": measured(run, outcome),
-        "provenance": provenance(run, at or datetime.now(UTC)),
-    }
+    when = (at or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return TunedProfile(
+        env={name: env[name] for name in KNOBS if name in env},
+        measured=measured(run, outcome),
+        provenance=Provenance.of(run.id, when, run.before.node if run.before else None),
+    )
 
 
 def why_not(outcome: Outcome) -> str:
@@ -110,49 +110,41 @@ def why_not(outcome: Outcome) -> str:
     return ""
 
 
-def measured(run: TuneRun, outcome: Outcome) -> dict[str, Any]:
+def measured(run: TuneRun, outcome: Outcome) -> dict[str, Measured]:
     """The winner's figures, and what they were measured against. Nothing where a single block knows no interval."""
     assert outcome.winner is not None
-    figures = [r.figures for r in run.blocks if r.settings == outcome.winner.settings and r.figures]
-    if len(figures) < 2:
+    figures, before = (figures_of(run, settings) for settings in (outcome.winner.settings, outcome.default.settings))
+    if len(figures) < LEAST_BLOCKS:
         return {}
-    found: dict[str, Any] = {
-        "decode_tokens_per_s": metric([one.decode_tokens_per_s for one in figures]),
+    rates = [one.decode_tokens_per_s for one in figures]
+    own = median(one.decode_tokens_per_s for one in before) if before else None
+    is_change = run.plan.objective == "throughput"  # of this very figure
+    against = Against(
+        settings=str(outcome.default.settings),
+        median=own,
+        change=outcome.gain if is_change else None,
+        ci95=outcome.gain_ci95 if is_change else None,
+        n=len(before),
+    )
+    is_against = outcome.winner.settings != outcome.default.settings and before
+    return {
+        "decode_tokens_per_s": metric(rates, against if is_against else None),
         "ttft_ms": metric([one.ttft_ms for one in figures]),
     }
-    if outcome.gain is not None and outcome.gain_ci95 is not None:
-        low, high = outcome.gain_ci95
-        found["decode_tokens_per_s"]["against"] = {
-            "env": outcome.default.settings.env,
-            "objective": run.plan.objective,
-            "change": _rounded(outcome.gain),
-            "ci95": [_rounded(low), _rounded(high)],
-        }
-    return found
 
 
-def metric(values: Sequence[float]) -> dict[str, Any]:
+def figures_of(run: TuneRun, settings: Settings) -> list[Figures]:
+    return [record.figures for record in run.blocks if record.settings == settings and record.figures]
+
+
+def metric(values: Sequence[float], against: Against | None = None) -> Measured:
     """Median, interval and n of at least two values above 0: Student's t on logarithms, since few values set no bound
     by their order alone."""
     interval = mean_interval([math.log(value) for value in values])
     assert interval.low is not None
     assert interval.high is not None
-    low, high = math.exp(interval.low), math.exp(interval.high)
-    return {"median": _rounded(median(values)), "ci95": [_rounded(low), _rounded(high)], "n": len(values)}
-
-
-def provenance(run: TuneRun, at: datetime) -> dict[str, Any]:
-    node = run.before.node if run.before else None
-    return {
-        "run": run.id,
-        "at": at.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "model": _at(node, "model", "name") or run.fingerprint.get("model"),
-        "model_digest": _at(node, "model", "digest"),
-        "ollama": _at(node, "engine", "version"),
-        "appliance": _at(node, "appliance", "version") or run.fingerprint.get("appliance"),
-        "board": _at(node, "board", "name"),
-        "throttled": _at(node, "throttling", "bits"),
-    }
+    ci95 = math.exp(interval.low), math.exp(interval.high)
+    return Measured(median=median(values), ci95=ci95, n=len(values), against=against)
 
 
 def max_tokens(ran: Sequence[Ran]) -> int | None:
@@ -198,7 +190,3 @@ def _at(node: Mapping[str, Any] | None, *path: str) -> Any:
     for name in path:
         found = found.get(name) if isinstance(found, Mapping) else None
     return found
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")

@@ -2,20 +2,98 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import gevent
 from gevent.event import Event
 
+from bench import profile
 from bench.client import Target
+from bench.commands.values import Node
+from bench.profile import ProfileError, TunedProfile
 
 KEY_VARIABLE = "BENCH_KEY"
 EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The nodes of a command, the inventory's folder where there is one, and where run files lie."""
+
+    targets: list[Target]
+    inventory: Path | None
+    results: Path
+
+    def profiles(self) -> dict[str, TunedProfile]:
+        """The nodes' profiles in the inventory; without those that are none, which writing one will tell."""
+        found = {}
+        for target in self.targets:
+            try:
+                known = profile.read(self.inventory, target.name) if self.inventory else None
+            except ProfileError as error:
+                click.echo(f"bench: {error}", err=True)
+                continue
+            if known is not None:
+                found[target.name] = known
+        return found
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While profiles may be written: no other bench may write any. Exits with 1 where one does."""
+        if self.inventory is None:
+            yield
+            return
+        try:
+            with profile.locked(self.inventory):
+                yield
+        except ProfileError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def node_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which nodes; the command gets them as `chosen`."""
+
+    @functools.wraps(command)
+    def wrapper(
+        *args: Any,
+        nodes: Sequence[tuple[str, str]],
+        inventory: Path | None,
+        key_file: Path | None,
+        results: Path,
+        **others: Any,
+    ) -> Any:
+        targets = targets_of(nodes, key(key_file))
+        return command(*args, chosen=Chosen(targets, inventory, results), **others)
+
+    for option in reversed(OPTIONS):
+        wrapper = option(wrapper)
+    return wrapper
+
+
+OPTIONS = (
+    click.option("--node", "nodes", type=Node(), multiple=True, help="A node; may be given several times."),
+    click.option(
+        "-i", "--inventory", type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="The inventory's folder, in which host_vars lies.",
+    ),
+    click.option(
+        "--key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help=f"File with the nodes' API key; else the variable {KEY_VARIABLE} holds it.",
+    ),
+    click.option(
+        "--results", type=click.Path(file_okay=False, path_type=Path), default=Path("bench/results"), show_default=True,
+        help="Where run files go, a folder for each node.",
+    ),
+)  # fmt: skip
 
 
 def targets_of(nodes: Sequence[tuple[str, str]], api_key: str) -> list[Target]:

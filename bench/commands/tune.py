@@ -1,0 +1,233 @@
+"""`bench tune`: find the settings that suit each node, and write them into the inventory."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import msgspec
+from click.core import ParameterSource
+from gevent.event import Event
+
+from bench import git, profile, tuned
+from bench.block import Question
+from bench.commands.nodes import EXIT_INTERRUPTED, Chosen, allow_many_files, node_options, stop_on_signals
+from bench.commands.values import Duration, Numbers
+from bench.deploy import Playbook
+from bench.objective import Objective
+from bench.profile import ProfileError
+from bench.progress import shown
+from bench.tune import Fleet, Tuned
+from bench.tune_node import COOL_TO_C, NoDeployment, Surroundings
+from bench.tune_table import commit_message, table
+from bench.tuned import Wanted
+
+EXIT_FAILED, EXIT_UNSURE = 1, 3
+OF_THE_RACE = (
+    "objective", "min_ctx", "max_ttft_ms", "headroom_mib", "budget_s", "n_ctx", "n_threads", "n_batch", "with_restarts",
+    "max_tokens", "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of one node's profile. problem: why nothing was written although something should be."""
+
+    node: str
+    status: str
+    diff: str = ""
+    path: Path | None = None
+    problem: str = ""
+
+
+@click.command(
+    epilog="Exit status: 0 each node has its best settings, written or in force already; 1 a node failed, the others "
+    "were tuned; 2 wrong usage; 3 a node has settings that seem better, but the budget ended before that was sure; 130 "
+    "interrupted, what was measured is kept."
+)
+@node_options
+@click.option(
+    "--objective", type=click.Choice(get_args(Objective)), default="throughput", show_default=True,
+    help="throughput: decode tokens/s. latency: of an answer of 128 tokens. balanced: both alike.",
+)  # fmt: skip
+@click.option("--min-ctx", type=click.IntRange(128, 131072), help="No context smaller than this.")
+@click.option("--max-ttft-ms", type=click.FloatRange(1), help="No settings with a longer median TTFT.")
+@click.option(
+    "--headroom", "headroom_mib", type=click.IntRange(0), default=512, show_default=True,
+    help="MiB of memory that are to stay free.",
+)  # fmt: skip
+@click.option(
+    "--budget", "budget_s", type=Duration(), default="20m", show_default=True, help="Longest time of measuring a node."
+)
+@click.option("--ctx", "n_ctx", type=Numbers(128, 131072, is_whole=True), help="Values of N_CTX to try.")
+@click.option("--threads", "n_threads", type=Numbers(1, 256, is_whole=True), help="Values of N_THREADS to try.")
+@click.option("--batch", "n_batch", type=Numbers(8, 4096, is_whole=True), help="Values of N_BATCH to try.")
+@click.option(
+    "--restarts", "with_restarts", is_flag=True,
+    help="Try also what needs a restart: slots, flash attention, the KV cache's type; through profile.yml.",
+)  # fmt: skip
+@click.option(
+    "--max-tokens", type=click.IntRange(2, 2048), default=32, show_default=True, help="Length of a block's answer."
+)
+@click.option(
+    "--cool-to", "cool_to_c", type=click.FloatRange(20, 120), default=COOL_TO_C, show_default=True,
+    help="°C that a board must be down to before each block.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of the order in rounds; drawn anew if not given.")
+@click.option("--resume", is_flag=True, help="Go on with each node's interrupted tune, as that was begun.")
+@click.option("--dry-run", is_flag=True, help="Measure, and show what would be written, as a diff.")
+@click.option("--force", is_flag=True, help="Write the winner even where it is not surely better.")
+@click.option("--commit", is_flag=True, help="Make one git commit of the profiles that were written.")
+@click.option("--json", "as_json", is_flag=True, help="Print what came of it as JSON.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    chosen: Chosen,
+    cool_to_c: float,
+    max_tokens: int,
+    seed: int | None,
+    with_restarts: bool,
+    resume: bool,
+    dry_run: bool,
+    force: bool,
+    commit: bool,
+    as_json: bool,
+    **race: Any,
+) -> None:
+    """Find the settings that suit each node, all nodes at the same time, and write host_vars/<node>/tuned.yml.
+
+    Each node measures itself (POST /benchmark), a block at a time, in interleaved rounds; settings that are surely
+    worse drop out early, and it ends when the winner is sure or the budget is spent. Written is only what is surely
+    better than what the node has. Then deploy it with ansible/profile.yml, and prove it with `bench verify`.
+    """
+    if commit and (dry_run or chosen.inventory is None):
+        raise click.UsageError("--commit: there is nothing to commit with --dry-run, or without an inventory.")
+    if resume and (given := [name for name in OF_THE_RACE if _is_given(ctx, name)]):
+        option = next(p.opts[0] for p in ctx.command.params if p.name == given[0])
+        raise click.UsageError(f"--resume goes on with the interrupted tune as it is; leave {option} out.")
+    if with_restarts and chosen.inventory is None:
+        raise click.UsageError(
+            "--restarts goes through profile.yml, which needs an inventory; name it with --inventory."
+        )
+    allow_many_files()
+    interrupt = Event()
+    stop_on_signals(interrupt)
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    wanted = Wanted(with_restarts=with_restarts, seed=seed, **race)
+    # Also without --restarts: a tune that is resumed, or was killed, may have a profile to put back.
+    deployment = Playbook(chosen.inventory) if chosen.inventory else NoDeployment()
+    with chosen.locked(), shown(is_wanted=True) as progress:
+        around = Surroundings(chosen.results, progress.tell, deployment, cool_to_c)
+        fleet = Fleet(wanted, Question(max_tokens=max_tokens), around, interrupt, chosen.profiles())
+        results = fleet.tune(chosen.targets, resume)
+        written = [_write(each, chosen.inventory, dry_run, force) for each in results]
+    committed = _commit(results, written) if commit else ""
+    _print(results, written, committed, as_json)
+    sys.exit(exit_status(results, written, interrupt.is_set()))
+
+
+def exit_status(results: Sequence[Tuned], written: Sequence[Written], was_interrupted: bool) -> int:
+    if was_interrupted:
+        return EXIT_INTERRUPTED
+    if any(each.problem for each in results) or any(each.problem for each in written):
+        return EXIT_FAILED
+    return EXIT_UNSURE if any(each.status == "unsure" for each in written) else 0
+
+
+def _write(tuned_node: Tuned, inventory: Path | None, is_dry: bool, force: bool) -> Written:
+    """Put a node's winner into the inventory, or say why not.
+
+    1. Nothing was found, or what was found is no improvement, or not surely one: unless forced, nothing.
+    2. Without an inventory there is no place for it. 3. Dry: the diff. 4. Written, the replaced one kept.
+    """
+    run, node = tuned_node.run, tuned_node.node
+    if run is None or run.outcome is None or run.profile is None:
+        return Written(node, "nothing")
+    reason = tuned.why_not(run.outcome)  # 1
+    if reason and not force:
+        is_own = run.outcome.winner is not None and run.outcome.winner.settings == run.plan.default
+        return Written(node, "in force" if is_own else "unsure", problem="")
+    if inventory is None:  # 2
+        return Written(node, "found")
+    try:
+        diff = str(profile.change(inventory, node, run.profile, force=force))
+        if is_dry or not diff:  # 3
+            return Written(node, "dry run" if diff else "in force", diff)
+        return Written(node, "written", diff, profile.write(inventory, node, run.profile, force=force))  # 4
+    except ProfileError as error:
+        return Written(node, "failed", problem=str(error))
+
+
+def _commit(results: Sequence[Tuned], written: list[Written]) -> str:
+    """The commit's name; nothing where nothing was written. A failure becomes the first node's problem."""
+    places = [k for k, each in enumerate(written) if each.status == "written"]
+    if not places:
+        return ""
+    runs = [run for k in places if (run := results[k].run) is not None]
+    try:
+        return git.commit([path for k in places if (path := written[k].path) is not None], commit_message(runs))
+    except git.CommitFailed as error:
+        written[places[0]] = replace(written[places[0]], problem=str(error))
+        return ""
+
+
+def _is_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _print(results: Sequence[Tuned], written: Sequence[Written], committed: str, as_json: bool) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(_document(results, written, committed)))
+        return
+    for result, each in zip(results, written, strict=True):
+        if result.run is not None:
+            click.echo(table(result.run))
+            click.echo(f"  {_said(result, each)}\n  every block is in {result.path}\n")
+        if each.diff:
+            click.echo(each.diff)
+        for problem in (result.problem, each.problem):
+            if problem:
+                click.echo(f"bench: {problem}", err=True)
+    if committed:
+        click.echo(f"committed as {committed}")
+    if any(each.status == "written" for each in written):
+        click.echo("Deploy it with: ansible-playbook ansible/profile.yml. Then prove it with: bench verify.")
+
+
+def _said(result: Tuned, each: Written) -> str:
+    assert result.run is not None
+    reason = tuned.why_not(result.run.outcome) if result.run.outcome else ""
+    return {
+        "written": f"written: {each.path}",
+        "dry run": "not written, because of --dry-run:",
+        "found": f"not written, for want of an inventory: {result.run.profile.env if result.run.profile else ''}",
+        "in force": f"nothing to write: {reason or 'the profile says so already'}",
+        "unsure": f"not written: {reason} (or --force)",
+        "failed": "not written",
+        "nothing": f"nothing to write: {reason or result.run.status}",
+    }[each.status]
+
+
+def _document(results: Sequence[Tuned], written: Sequence[Written], committed: str) -> dict[str, Any]:
+    nodes = [
+        {
+            "node": result.node,
+            "run": result.run.id if result.run else None,
+            "status": result.run.status if result.run else "failed",
+            "problem": result.problem or each.problem,
+            "file": str(result.path) if result.path else None,
+            "outcome": result.run.outcome if result.run else None,
+            "profile": result.run.profile if result.run else None,
+            "written": each.status,
+            "path": str(each.path) if each.path else None,
+            "diff": each.diff,
+        }
+        for result, each in zip(results, written, strict=True)
+    ]
+    return {"nodes": nodes, "commit": committed or None}
