@@ -191,7 +191,7 @@ def test_nonsense_is_named_and_replaced_only_by_force(tmp_path: Path, tuned: Pat
     assert tuned.read_text() == nonsense
     profile.write(tmp_path, NODE, THIRD, force=True)
     assert env_of(tmp_path) == THIRD.env
-    assert tuned.with_name(".tuned.rejected.yml").read_text() == nonsense
+    assert tuned.with_name(profile.REJECTED).read_text() == nonsense
     restored = profile.restore(tmp_path, NODE)
     assert restored is not None
     assert restored.env == FIRST.env  # the last that was one
@@ -255,7 +255,7 @@ def test_without_another_profile_there_is_nothing_to_go_back_to(tmp_path: Path, 
         profile.restore(tmp_path, NODE)
     profile.write(tmp_path, NODE, FIRST)
     profile.write(tmp_path, NODE, SECOND)
-    tuned.with_name(".tuned.previous.yml").write_text("tuned_profile: 7")
+    tuned.with_name(profile.PREVIOUS).write_text("tuned_profile: 7")
     with pytest.raises(NotAProfile, match="previous"):
         profile.restore(tmp_path, NODE)
     assert env_of(tmp_path) == SECOND.env
@@ -266,7 +266,9 @@ def test_ansible_reads_the_profile_and_neither_what_lies_beside_it_nor_half_of_o
     profile.write(tmp_path, NODE, FIRST)
     tuned.write_text(tuned.read_text() + "mine: 5\n")
     profile.write(tmp_path, NODE, SECOND)
-    tuned.with_name(".tuned.rejected.yml").write_text("rejected: 1\n")
+    previous = tuned.with_name(profile.PREVIOUS)
+    previous.write_text(previous.read_text() + "leaked: 1\n")
+    tuned.with_name(profile.REJECTED).write_text("rejected: 1\n")
     tuned.with_name(".tuned.yml.4711.part").write_text("half: [")
     for source in (tmp_path / "hosts.yml", tmp_path):
         command = [str(Path(sys.executable).with_name("ansible-inventory")), "-i", str(source), "--list"]
