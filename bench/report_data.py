@@ -1,0 +1,170 @@
+"""What lies in the results, node by node, reduced to what a report shows; samples are dropped as soon as they are read.
+
+Owns the way from files to figures. Must not know: how a report looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import profile, runfile, tune_file
+from bench.knobs import KNOBS
+from bench.outcome import Outcome, outcome
+from bench.profile import ProfileError, TunedProfile
+from bench.runfile import RunFileError
+from bench.samples import ClosedLoop, Mark, Run
+from bench.summary import Quantity, StageSummary
+from bench.tune_file import TuneRun
+
+LOUD = ("undervoltage", "frequency_capped", "throttled", "soft_temperature_limit")
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run: its figures, and what the node said of itself.
+
+    settings: the knobs that were in force; empty where the node did not say. throttling: what was seen during the run,
+    by name; None where the node has no such bits. temperatures_c: before it, and the highest.
+    """
+
+    outcome: Outcome
+    started_at: str
+    fingerprint: dict[str, Any]
+    settings: dict[str, Any]
+    throttling: tuple[str, ...] | None
+    temperatures_c: tuple[float, float] | None
+
+    @property
+    def is_usable(self) -> bool:
+        return self.outcome.is_valid and any(stage.answered for stage in self.outcome.stages)
+
+    @property
+    def marks(self) -> list[Mark]:
+        return self.outcome.marks
+
+    @property
+    def single(self) -> tuple[StageSummary, Quantity] | None:
+        """The stage of one stream, or of the fewest there are, and its decode speed."""
+        stages = [(s, q) for s in self.outcome.stages if (q := s.quantities.get("decode_tokens_per_s")) is not None]
+        return min(stages, key=lambda found: _streams(found[0]), default=None)
+
+    @property
+    def fullest(self) -> StageSummary | None:
+        """The stage with the highest throughput."""
+        stages = [stage for stage in self.outcome.stages if stage.answered]
+        return max(stages, key=lambda stage: stage.output_tokens_per_s.value, default=None)
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """One node: runs and tunes from the oldest to the newest, and its profile in the inventory, where there is one."""
+
+    name: str
+    runs: tuple[RunView, ...] = ()
+    tunes: tuple[TuneRun, ...] = ()
+    profile: TunedProfile | None = None
+    has_inventory: bool = False
+
+    @property
+    def shown(self) -> RunView | None:
+        """The run whose figures stand for the node: the newest usable one; else the newest, which its marks go with."""
+        usable = [run for run in self.runs if run.is_usable]
+        measured = [run for run in self.runs if run.outcome.stages]
+        return next(iter([*usable[-1:], *measured[-1:], *self.runs[-1:]]), None)
+
+    @property
+    def tune(self) -> TuneRun | None:
+        """The newest that came to its end; else the newest."""
+        ended = [tune for tune in self.tunes if tune.outcome is not None]
+        return next(iter([*ended[-1:], *self.tunes[-1:]]), None)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A folder of results. unreadable: files, and why."""
+
+    nodes: tuple[NodeView, ...]
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+
+def gathered(folder: Path, inventory: Path | None = None) -> Results:
+    """Everything that can be read there. A file that cannot is told of, and hides no other."""
+    unreadable: list[tuple[str, str]] = []
+    nodes = [_node(path, inventory, unreadable) for path in _folders(folder)]
+    return Results(tuple(node for node in nodes if node.runs or node.tunes), tuple(unreadable))
+
+
+def _node(folder: Path, inventory: Path | None, unreadable: list[tuple[str, str]]) -> NodeView:
+    runs, tunes, known = [], [], None
+    for path in sorted(folder.glob(f"[0-9]*{runfile.SUFFIX}")):
+        try:
+            if f"-{tune_file.KIND}-" in path.name:
+                tunes.append(tune_file.read(path))
+            elif "-run-" in path.name:
+                runs.append(view(runfile.read(path)))
+        except RunFileError as error:
+            unreadable.append((str(path), str(error)))
+    try:
+        known = profile.read(inventory, folder.name) if inventory else None
+    except ProfileError as error:
+        unreadable.append((folder.name, str(error)))
+    return NodeView(folder.name, tuple(runs), tuple(tunes), known, inventory is not None)
+
+
+def view(run: Run) -> RunView:
+    told = [facts.node for facts in run.facts if facts.node]
+    said = run.fingerprint.get("node")
+    in_force = said.get("settings") if isinstance(said, dict) else None
+    return RunView(
+        outcome=outcome(run),
+        started_at=run.started_at,
+        fingerprint=run.fingerprint,
+        settings={name: in_force[name] for name in KNOBS if name in in_force} if isinstance(in_force, dict) else {},
+        throttling=throttling(told),
+        temperatures_c=_temperatures(told),
+    )
+
+
+def throttling(told: list[dict[str, Any]]) -> tuple[str, ...] | None:
+    """The names of the throttle bits that were seen set from the first look to the last; None where none are told."""
+    looks = [now for node in told if isinstance(now := node.get("throttling"), dict)]
+    if not looks:
+        return None
+    seen = {name for look in looks for name in look.get("now") or ()}
+    times = [counts for node in told if isinstance(counts := found(node, "throttling_seen", "times"), dict)]
+    if times:
+        seen |= {name for name in LOUD if times[-1].get(name, 0) != times[0].get(name, 0)}
+    return tuple(name for name in LOUD if name in seen)
+
+
+def found(facts: Any, *path: str) -> Any:
+    """What lies there in nested objects; None where anything is missing."""
+    for name in path:
+        facts = facts.get(name) if isinstance(facts, dict) else None
+    return facts
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Which knobs differ, in words; nothing where either side did not say."""
+    if not before or not after:
+        return []
+    names = [name for name in KNOBS if before.get(name) != after.get(name)]
+    return [f"{name} {before.get(name, 'unset')} → {after.get(name, 'unset')}" for name in names]
+
+
+def _temperatures(told: list[dict[str, Any]]) -> tuple[float, float] | None:
+    known = [float(t) for node in told if isinstance(t := node.get("temperature_c"), int | float)]
+    return (known[0], max(known)) if known else None
+
+
+def _streams(stage: StageSummary) -> float:
+    """Closed loops before open ones, of which nobody knows how many are there at once."""
+    return stage.load.concurrency if isinstance(stage.load, ClosedLoop) else 1e6 + stage.load.rate_per_s
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from sorted(path for path in folder.iterdir() if path.is_dir())
