@@ -12,7 +12,7 @@ from typing import Any
 
 from bench import ollama_bytes as wire
 from bench.epoll_loop import FOREVER, Connection, Steps
-from bench.fake_knobs import Knobs, Seen, Text
+from bench.fake_knobs import Knobs, Seen, Text, pace
 
 WORDS = (
     " the",
@@ -89,6 +89,7 @@ class Answer:
         self.replies, self.connection, self.route, self.seen = replies, connection, route, seen
         self.knobs, self.fault, self.body = knobs, fault, seen.body
         self.num_ctx = int(options.get("num_ctx", 4096))
+        self.rate = pace(knobs, options)
         num_predict = int(options.get("num_predict", -1))
         self.length = knobs.tokens or (num_predict if num_predict > 0 else 128)
         self.reason = "length"
@@ -132,8 +133,8 @@ class Answer:
         """The answer of `"stream": false`: silence, then one JSON object."""
         begin = time.monotonic()
         texts = texts_of(self.knobs.text)
-        if self.knobs.tokens_per_s:
-            yield begin + self.length / self.knobs.tokens_per_s
+        if self.rate:
+            yield begin + self.length / self.rate
         if self.fault == "error":
             yield from self.replies.send(self.connection, self.replies.json(500, {"error": self.knobs.error}))
             return "error"
@@ -149,7 +150,7 @@ class Answer:
         """Token i leaves at start + i / rate; headers go with the first record."""
         head = wire.head(200, self.replies.date(), wire.NDJSON)
         self.header = wire.closing(head) if self.connection.is_last else head
-        start, rate, seen = time.monotonic(), self.knobs.tokens_per_s, self.seen
+        start, rate, seen = time.monotonic(), self.rate, self.seen
         stops_at = self.knobs.after if self.fault else -1
         texts = texts_of(self.knobs.text)
         for i in range(self.length):

@@ -29,6 +29,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parallel: slots; further requests wait in line without limit, as with Ollama.
     prefill_s: silence before the first record of each answer.
     tokens_per_s: each stream's pace, kept to the schedule start + i / rate; 0 is full speed.
+    factors: what load-time options make of the pace, as "num_thread=2:1.5 num_batch=64:0.8"; others leave it.
     tokens: of an answer; 0 is as many as num_predict asks for (128 when that is unlimited).
     text: what tokens say. "time" is " <time.monotonic_ns() of sending>", "long" is 10,000 characters.
     fault: what goes wrong, after `after` tokens if in mid-stream. "hang_first" says nothing ever, "hang"
@@ -49,6 +50,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parallel: int = 4
     prefill_s: float = 0.0
     tokens_per_s: float = 0.0
+    factors: str = ""
     tokens: int = 0
     text: Text = "words"
     fault: Fault = ""
@@ -59,6 +61,17 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pull_steps: int = 10
     pull_step_s: float = 0.06
     pull_error: str = ""
+
+
+def pace(knobs: Knobs, options: dict[str, Any]) -> float:
+    """Tokens/s of an answer with these load-time options; 0 is full speed. Raises: ValueError for odd factors."""
+    rate = knobs.tokens_per_s
+    for part in knobs.factors.split():
+        name, _, rest = part.partition("=")
+        value, _, factor = rest.partition(":")
+        if str(options.get(name)) == value:
+            rate *= float(factor)
+    return rate
 
 
 class Seen(msgspec.Struct):

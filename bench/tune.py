@@ -22,12 +22,13 @@ from bench import block, node_facts, runfile, tune_file, tuned
 from bench.block import Question
 from bench.client import BenchError, Target
 from bench.knobs import KNOBS
+from bench.meter import Surroundings
 from bench.node_run import Interrupted
 from bench.profile import TunedProfile
 from bench.runfile import RunFileError
 from bench.space import Value
 from bench.tune_file import TuneRun
-from bench.tune_node import NodeTune, Surroundings
+from bench.tune_node import NodeTune
 from bench.tuned import Wanted
 
 AT_ONCE = 256  # nodes; a controller holds some sockets and files for each

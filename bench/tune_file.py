@@ -12,33 +12,14 @@ from typing import Any, Literal
 import msgspec
 
 from bench import runfile
-from bench.block import Question, Ran
-from bench.objective import Figures
+from bench.block import Question
+from bench.blocks import BlockRecord
 from bench.profile import TunedProfile
-from bench.racing import Block, Outcome, Plan, Status
+from bench.racing import Outcome, Plan
 from bench.runfile import RunFileError
 from bench.samples import FORMAT, Facts
-from bench.space import Settings
 
 KIND = "tune"
-
-
-class BlockRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One block and all that is known of it. `facts`: the node right after it; before it, the block before has them."""
-
-    settings: Settings
-    status: Status
-    began_s: float
-    cost_s: float
-    figures: Figures | None = None
-    reason: str = ""
-    streams: int = 1
-    samples: list[Ran] = []
-    facts: Facts | None = None
-
-    @property
-    def block(self) -> Block:
-        return Block(self.settings, self.status, self.cost_s, self.figures, self.reason)
 
 
 class TuneRun(msgspec.Struct, kw_only=True):

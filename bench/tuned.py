@@ -143,8 +143,9 @@ def metric(values: Sequence[float], against: Against | None = None) -> Measured:
     interval = mean_interval([math.log(value) for value in values])
     assert interval.low is not None
     assert interval.high is not None
-    ci95 = math.exp(interval.low), math.exp(interval.high)
-    return Measured(median=median(values), ci95=ci95, n=len(values), against=against)
+    middle = median(values)
+    ci95 = min(middle, math.exp(interval.low)), max(middle, math.exp(interval.high))
+    return Measured(median=middle, ci95=ci95, n=len(values), against=against)
 
 
 def max_tokens(ran: Sequence[Ran]) -> int | None:

@@ -19,11 +19,11 @@ from bench.block import Question
 from bench.commands.nodes import EXIT_INTERRUPTED, Chosen, allow_many_files, node_options, stop_on_signals
 from bench.commands.values import Duration, Numbers
 from bench.deploy import Playbook
+from bench.meter import COOL_TO_C, NoDeployment, Surroundings
 from bench.objective import Objective
 from bench.profile import ProfileError
 from bench.progress import shown
 from bench.tune import Fleet, Tuned
-from bench.tune_node import COOL_TO_C, NoDeployment, Surroundings
 from bench.tune_table import commit_message, table
 from bench.tuned import Wanted
 
