@@ -20,7 +20,7 @@ MOLECULE = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MOLECULE_GLOB='ansible/molecule/*
 $(shell [ "$$(cat $(VENV)/serving 2>/dev/null)" = "$(CURDIR)" ] || rm -f $(VENV)/serving)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo fleet demo-down test test-hosts test-fast lint docs bench-gateway bench-provision bench-truth lock clean preflight preflight-tests preflight-hosts
+.PHONY: help demo fleet demo-down test test-hosts test-fast lint docs bench-fleet bench-gateway bench-provision bench-truth lock clean preflight preflight-tests preflight-hosts
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ fleet: $(VENV)/controlling ## Install what runs the playbooks: then . .venv/bin/
 
 bench-gateway: $(VENV)/testing ## What the appliance adds to the engine, beside a bare relay
 	$(PY) -m bench.gateway $(ARGS)
+
+bench-fleet: $(VENV)/testing ## What a node costs bench, in fleets of 10, 100 and 1,000 light fakes (ARGS="--nodes 10 100")
+	$(PY) -m bench.fleet_scale $(ARGS)
 
 bench-provision: | preflight-hosts $(VENV)/testing ## Seconds that provisioning takes, on 1, 2 and 4 test hosts, as root (ARGS="--rounds 1")
 	$(PY) -m bench.provision $(ARGS)
