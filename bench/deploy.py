@@ -7,8 +7,9 @@ kills this leaves the inventory as it was, and the next run of profile.yml puts 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from gevent import subprocess
 
 from bench import knobs
 from bench.client import BenchError
+from bench.fleet import FleetError, Vault, program, vault_options
 from bench.space import Value
 
 PROJECT = Path(__file__).resolve().parent.parent
-PLAYBOOK = PROJECT / "ansible" / "profile.yml"
 LIMIT_S = 30 * 60.0
 LINES_TOLD = 12
 
@@ -31,14 +32,14 @@ class DeployFailed(BenchError):
 class Playbook:
     """Runs profile.yml on one node of an inventory."""
 
-    def __init__(self, inventory: Path | None = None, arguments: tuple[str, ...] = ()) -> None:
-        """inventory: None is ansible.cfg's own. arguments: further ones, as for the vault's password."""
-        self._inventory, self._arguments = inventory, arguments
+    def __init__(self, inventories: Sequence[str] = (), vault: Vault | None = None) -> None:
+        """inventories: as `ansible-playbook -i` takes them; without any ansible.cfg's own."""
+        self._inventories, self._vault = inventories, vault or Vault()
 
     def command(self, node: str) -> list[str]:
         """What deploys the inventory's own profile on this node; also what people are told to run."""
-        where = ["-i", str(self._inventory)] if self._inventory else []
-        return ["ansible-playbook", str(PLAYBOOK), *where, "--limit", f"{node},localhost", *self._arguments]
+        where = [part for source in self._inventories for part in ("-i", source)]
+        return ["ansible-playbook", *where, "ansible/profile.yml", "--limit", f"{node},localhost"]
 
     def deploy(self, node: str, env: Mapping[str, Value] | None) -> None:
         """Raises: DeployFailed."""
@@ -51,14 +52,22 @@ class Playbook:
             self._run(node, ["-e", f"@{file.name}"])
 
     def _run(self, node: str, more: list[str]) -> None:
+        """In a process group of its own: a Ctrl-C is bench's to take, which then puts the node's own profile back."""
         try:
-            done = subprocess.run(
-                [*self.command(node), *more], cwd=PROJECT, capture_output=True, text=True, timeout=LIMIT_S
-            )
-        except OSError as error:
-            raise DeployFailed(
-                f"{node}: ansible-playbook cannot be run ({error.strerror}); install it with `make fleet`."
-            ) from error
+            with vault_options(self._vault) as (options, handles):
+                name, *arguments = self.command(node)
+                done = subprocess.run(
+                    [program(name), *arguments, *options, *more],
+                    cwd=PROJECT,
+                    env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"},
+                    capture_output=True,
+                    text=True,
+                    timeout=LIMIT_S,
+                    pass_fds=handles,
+                    start_new_session=True,
+                )
+        except FleetError as error:
+            raise DeployFailed(f"{node}: {error}") from error
         except subprocess.TimeoutExpired as error:
             raise DeployFailed(f"{node}: profile.yml was not done after {LIMIT_S / 60:.0f} minutes.") from error
         if done.returncode != 0:

@@ -20,6 +20,7 @@ from bench.blocks import BlockRecord
 from bench.client import BenchError, Target
 from bench.knobs import KNOBS
 from bench.node_run import Progress
+from bench.objective import Objective
 from bench.samples import Facts
 from bench.space import Settings, Value
 
@@ -178,6 +179,12 @@ class Meter:
             self._around.tell(Progress(self._target.name, f"cooling down from {now_c:.0f} °C", 0, 1, unit="pause"))
             self._around.sleep(PAUSE_S)
             self._looked = node_facts.look(self._target, "before", self._now_s())
+
+
+def streams_of(settings: Settings, objective: Objective) -> int:
+    """How many generations a block has at once: as many as the settings have slots, where these are part of them."""
+    slots = settings.env.get("MAX_CONCURRENT_REQUESTS")
+    return slots if isinstance(slots, int) and objective != "latency" else 1
 
 
 def restart_env(settings: Settings) -> dict[str, Value]:

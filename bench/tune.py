@@ -13,25 +13,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import gevent
 from gevent.event import Event
-from gevent.pool import Pool
 
 from appliance import __version__
-from bench import block, node_facts, runfile, tune_file, tuned
+from bench import all_nodes, block, node_facts, runfile, tune_file, tuned
 from bench.block import Question
 from bench.client import BenchError, Target
 from bench.knobs import KNOBS
 from bench.meter import Surroundings
-from bench.node_run import Interrupted
 from bench.profile import TunedProfile
 from bench.runfile import RunFileError
 from bench.space import Value
 from bench.tune_file import TuneRun
 from bench.tune_node import NodeTune
 from bench.tuned import Wanted
-
-AT_ONCE = 256  # nodes; a controller holds some sockets and files for each
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class Tuned:
 
 
 @dataclass(frozen=True)
-class Fleet:
+class Tuning:
     """Tunes nodes.
 
     profiles: those in the inventory.
@@ -59,19 +54,11 @@ class Fleet:
 
     def tune(self, targets: Sequence[Target], is_resumed: bool = False) -> list[Tuned]:
         """In the order of `targets`. Resumed: each node's newest tune goes on, where that did not come to its end."""
-        session, pool = secrets.token_hex(4), Pool(AT_ONCE)
+        session = secrets.token_hex(4)
         begin: Callable[[Target], TuneRun] = self._resumed if is_resumed else lambda target: self._new(target, session)
-        jobs: list[gevent.Greenlet[..., Tuned]] = []
-        stopper = gevent.spawn(self._stop_when_interrupted, jobs)
-        try:
-            for target in targets:
-                if not self.interrupt.is_set():
-                    jobs.append(pool.spawn(self._one, target, begin))
-            pool.join()
-        finally:
-            stopper.kill()
-        found = {result.node: result for job in jobs if (result := _result(job)) is not None}
-        return [found.get(t.name) or Tuned(t.name, problem=f"{t.name}: interrupted before it began") for t in targets]
+        results = all_nodes.on_each(targets, lambda target: self._one(target, begin), self.interrupt)
+        gone = "interrupted before it began"
+        return [r or Tuned(t.name, problem=f"{t.name}: {gone}") for t, r in zip(targets, results, strict=True)]
 
     def _one(self, target: Target, begin: Callable[[Target], TuneRun]) -> Tuned:
         try:
@@ -86,6 +73,7 @@ class Fleet:
 
     def _new(self, target: Target, session: str) -> TuneRun:
         """A node's race, planned from what it is and has. Raises: BenchError."""
+        self._put_back(target)
         node_facts.require_ready(target)
         facts = node_facts.look(target, "before", 0.0)
         known = self.profiles.get(target.name)
@@ -103,16 +91,21 @@ class Fleet:
             own_env=profile,
         )
 
+    def _put_back(self, target: Target) -> None:
+        """A tune that was killed may have left settings in force that it deployed for measuring. Raises: BenchError."""
+        path = tune_file.newest(self.around.results, target.name)
+        last = tune_file.read(path) if path else None
+        if last is not None and last.temporary_env is not None:
+            self.around.deployment.deploy(target.name, None)
+            last.temporary_env = None
+            tune_file.save(last, self.around.results)
+
     def _resumed(self, target: Target) -> TuneRun:
         """Raises: BenchError, RunFileError."""
         path = tune_file.newest(self.around.results, target.name)
         if path is None:
             raise BenchError(f"{target.name} has no tune in {self.around.results}; leave --resume out.")
         return tune_file.read(path)
-
-    def _stop_when_interrupted(self, jobs: Sequence[gevent.Greenlet[..., Tuned]]) -> None:
-        self.interrupt.wait()
-        gevent.killall(list(jobs), Interrupted, block=False)
 
 
 def own_env(target: Target, node: Mapping[str, Any] | None) -> dict[str, Value]:
@@ -123,10 +116,3 @@ def own_env(target: Target, node: Mapping[str, Any] | None) -> dict[str, Value]:
     if node and isinstance(node.get("settings"), Mapping):
         return {name: value for name, value in node["settings"].items() if name in KNOBS}
     return block.ask(target, {}, Question(max_tokens=2)).env
-
-
-def _result(job: gevent.Greenlet[..., Tuned]) -> Tuned | None:
-    """None of one that an interruption ended before it had anything to keep."""
-    if job.exception is not None:
-        raise job.exception
-    return job.value if isinstance(job.value, Tuned) else None

@@ -12,11 +12,10 @@ import gevent
 
 from bench import node_facts, tune_file, tuned
 from bench.client import BenchError, Target
-from bench.meter import InForce, Meter, Surroundings, restart_env
+from bench.meter import InForce, Meter, Surroundings, restart_env, streams_of
 from bench.node_run import Interrupted, Progress
 from bench.racing import Race
 from bench.runfile import RunFileError
-from bench.space import Settings
 from bench.tune_file import TuneRun
 
 CHECKPOINT_S = 5.0
@@ -64,7 +63,7 @@ class NodeTune:
         self._tell(race)
         while race.outcome is None:
             settings, is_last_of_round = race.wanted[0], len(race.wanted) == 1
-            record = self._meter.block(settings, streams_of(settings, run))
+            record = self._meter.block(settings, streams_of(settings, run.plan.objective))
             run.blocks.append(record)
             race.tell(record.block)
             self._round += is_last_of_round
@@ -96,13 +95,6 @@ class NodeTune:
 
     def _now_s(self) -> float:
         return self._around.clock() - self._began_at
-
-
-def streams_of(settings: Settings, run: TuneRun) -> int:
-    """How many generations a block has at once: as many as the settings have slots, where slots are raced for."""
-    slots = settings.env.get("MAX_CONCURRENT_REQUESTS")
-    is_for_one = run.plan.objective == "latency" or not isinstance(slots, int)
-    return 1 if is_for_one else int(slots or 1)
 
 
 def best_so_far(race: Race, run: TuneRun) -> str:

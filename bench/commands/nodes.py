@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ import click
 import gevent
 from gevent.event import Event
 
-from bench import profile
+from bench import fleet, profile
 from bench.client import Target
 from bench.commands.values import Node
+from bench.deploy import Playbook
+from bench.fleet import Fleet, FleetError, Vault, folder_of
 from bench.profile import ProfileError, TunedProfile
 
 KEY_VARIABLE = "BENCH_KEY"
@@ -27,36 +29,56 @@ EXIT_INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Chosen:
-    """The nodes of a command, the inventory's folder where there is one, and where run files lie."""
+    """The nodes of a command, where their profiles and their run files belong, and how they are deployed to."""
 
-    targets: list[Target]
-    inventory: Path | None
+    fleet: Fleet
     results: Path
+    inventories: tuple[str, ...]
+    vault: Vault
+
+    @property
+    def targets(self) -> list[Target]:
+        return self.fleet.targets
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Why a node of the inventory cannot be asked anything, by its name."""
+        return self.fleet.problems
+
+    @property
+    def has_inventory(self) -> bool:
+        return any(node.inventory for node in self.fleet.nodes)
+
+    def playbook(self) -> Playbook:
+        return Playbook(self.inventories, self.vault)
+
+    def inventory_of(self, name: str) -> Path | None:
+        return next((node.inventory for node in self.fleet.nodes if node.name == name), None)
 
     def profiles(self) -> dict[str, TunedProfile]:
         """The nodes' profiles in the inventory; without those that are none, which writing one will tell."""
         found = {}
-        for target in self.targets:
+        for node in self.fleet.nodes:
             try:
-                known = profile.read(self.inventory, target.name) if self.inventory else None
+                known = profile.read(node.inventory, node.name) if node.inventory else None
             except ProfileError as error:
                 click.echo(f"bench: {error}", err=True)
                 continue
             if known is not None:
-                found[target.name] = known
+                found[node.name] = known
         return found
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """While profiles may be written: no other bench may write any. Exits with 1 where one does."""
-        if self.inventory is None:
+        folders = sorted({node.inventory for node in self.fleet.nodes if node.inventory})
+        with ExitStack() as stack:
+            for folder in folders:
+                try:
+                    stack.enter_context(profile.locked(folder))
+                except ProfileError as error:
+                    raise click.ClickException(str(error)) from error
             yield
-            return
-        try:
-            with profile.locked(self.inventory):
-                yield
-        except ProfileError as error:
-            raise click.ClickException(str(error)) from error
 
 
 def node_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,13 +88,19 @@ def node_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(
         *args: Any,
         nodes: Sequence[tuple[str, str]],
-        inventory: Path | None,
+        inventories: tuple[str, ...],
+        limit: str | None,
         key_file: Path | None,
         results: Path,
+        vault_password_files: tuple[Path, ...],
+        vault_ids: tuple[str, ...],
+        ask_vault_pass: bool,
         **others: Any,
     ) -> Any:
-        targets = targets_of(nodes, key(key_file))
-        return command(*args, chosen=Chosen(targets, inventory, results), **others)
+        password = click.prompt("Vault password", hide_input=True, err=True) if ask_vault_pass else None
+        vault = Vault(vault_password_files, vault_ids, password)
+        found = _fleet(nodes, inventories, limit, key_file, vault)
+        return command(*args, chosen=Chosen(found, results, inventories, vault), **others)
 
     for option in reversed(OPTIONS):
         wrapper = option(wrapper)
@@ -80,20 +108,49 @@ def node_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 OPTIONS = (
-    click.option("--node", "nodes", type=Node(), multiple=True, help="A node; may be given several times."),
     click.option(
-        "-i", "--inventory", type=click.Path(exists=True, file_okay=False, path_type=Path),
-        help="The inventory's folder, in which host_vars lies.",
+        "-i", "--inventory", "inventories", multiple=True, metavar="INVENTORY",
+        help="As ansible-playbook takes it. [this project's own]",
+    ),
+    click.option("--limit", help="Some of the inventory's nodes, as ansible-playbook takes it."),
+    click.option(
+        "--node", "nodes", type=Node(), multiple=True,
+        help="A node at this URL, in place of the inventory's; its profile belongs to the inventory only with -i.",
     ),
     click.option(
         "--key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help=f"File with the nodes' API key; else the variable {KEY_VARIABLE} holds it.",
+        help=f"File with the nodes' API key; else the variable {KEY_VARIABLE}, else the inventory's vault_keys.",
     ),
     click.option(
         "--results", type=click.Path(file_okay=False, path_type=Path), default=Path("bench/results"), show_default=True,
-        help="Where run files go, a folder for each node.",
+        help="Where run files lie, a folder for each node.",
     ),
+    click.option(
+        "--vault-password-file", "vault_password_files", multiple=True, help="As ansible-playbook takes it.",
+        type=click.Path(exists=True, path_type=Path),
+    ),
+    click.option("--vault-id", "vault_ids", multiple=True, help="As ansible-playbook takes it."),
+    click.option("-J", "--ask-vault-pass", is_flag=True, help="Ask for the vault's password."),
 )  # fmt: skip
+
+
+def _fleet(
+    nodes: Sequence[tuple[str, str]],
+    inventories: tuple[str, ...],
+    limit: str | None,
+    key_file: Path | None,
+    vault: Vault,
+) -> Fleet:
+    """The nodes that are named, or else those of the inventory. A node of no valid key is one of its problems."""
+    if nodes:
+        folder = folder_of(inventories[0]) if inventories else None
+        named = tuple(fleet.Node(target, folder) for target in targets_of(nodes, key(key_file)))
+        return Fleet(named, {})
+    is_given = key_file is not None or os.environ.get(KEY_VARIABLE)
+    try:
+        return fleet.load(inventories, limit=limit, key=key(key_file) if is_given else None, vault=vault)
+    except FleetError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def targets_of(nodes: Sequence[tuple[str, str]], api_key: str) -> list[Target]:

@@ -18,12 +18,11 @@ from bench import git, profile, tuned
 from bench.block import Question
 from bench.commands.nodes import EXIT_INTERRUPTED, Chosen, allow_many_files, node_options, stop_on_signals
 from bench.commands.values import Duration, Numbers
-from bench.deploy import Playbook
 from bench.meter import COOL_TO_C, NoDeployment, Surroundings
 from bench.objective import Objective
 from bench.profile import ProfileError
 from bench.progress import shown
-from bench.tune import Fleet, Tuned
+from bench.tune import Tuned, Tuning
 from bench.tune_table import commit_message, table
 from bench.tuned import Wanted
 
@@ -106,12 +105,12 @@ def command(
     worse drop out early, and it ends when the winner is sure or the budget is spent. Written is only what is surely
     better than what the node has. Then deploy it with ansible/profile.yml, and prove it with `bench verify`.
     """
-    if commit and (dry_run or chosen.inventory is None):
+    if commit and (dry_run or not chosen.has_inventory):
         raise click.UsageError("--commit: there is nothing to commit with --dry-run, or without an inventory.")
     if resume and (given := [name for name in OF_THE_RACE if _is_given(ctx, name)]):
         option = next(p.opts[0] for p in ctx.command.params if p.name == given[0])
         raise click.UsageError(f"--resume goes on with the interrupted tune as it is; leave {option} out.")
-    if with_restarts and chosen.inventory is None:
+    if with_restarts and not chosen.has_inventory:
         raise click.UsageError(
             "--restarts goes through profile.yml, which needs an inventory; name it with --inventory."
         )
@@ -121,12 +120,13 @@ def command(
     seed = secrets.randbelow(2**32) if seed is None else seed
     wanted = Wanted(with_restarts=with_restarts, seed=seed, **race)
     # Also without --restarts: a tune that is resumed, or was killed, may have a profile to put back.
-    deployment = Playbook(chosen.inventory) if chosen.inventory else NoDeployment()
+    deployment = chosen.playbook() if chosen.has_inventory else NoDeployment()
     with chosen.locked(), shown(is_wanted=True) as progress:
         around = Surroundings(chosen.results, progress.tell, deployment, cool_to_c)
-        fleet = Fleet(wanted, Question(max_tokens=max_tokens), around, interrupt, chosen.profiles())
-        results = fleet.tune(chosen.targets, resume)
-        written = [_write(each, chosen.inventory, dry_run, force) for each in results]
+        tuning = Tuning(wanted, Question(max_tokens=max_tokens), around, interrupt, chosen.profiles())
+        results = tuning.tune(chosen.targets, resume)
+        results += [Tuned(name, problem=problem) for name, problem in chosen.problems.items()]
+        written = [_write(each, chosen.inventory_of(each.node), dry_run, force) for each in results]
     committed = _commit(results, written) if commit else ""
     _print(results, written, committed, as_json)
     sys.exit(exit_status(results, written, interrupt.is_set()))

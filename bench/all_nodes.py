@@ -1,0 +1,46 @@
+"""All nodes at the same time: each alone on itself, and none waits for or fails with another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import gevent
+from gevent.event import Event
+from gevent.pool import Pool
+
+from bench.client import Target
+from bench.node_run import Interrupted
+
+AT_ONCE = 256  # a controller holds some sockets and files for each
+
+T = TypeVar("T")
+
+
+def on_each(targets: Sequence[Target], do: Callable[[Target], T], interrupt: Event) -> list[T | None]:
+    """What `do` gives for each node, in their order; None for those that an interruption ended without a result.
+
+    `interrupt` raises Interrupted in all that are at work, once; no other is begun after it.
+    """
+    pool, jobs = Pool(AT_ONCE), list[Any]()
+    stopper = gevent.spawn(_stop_when_interrupted, interrupt, jobs)
+    try:
+        for target in targets:
+            if not interrupt.is_set():
+                jobs.append(pool.spawn(do, target))
+        pool.join()
+    finally:
+        stopper.kill()
+    results = [_result(job) for job in jobs]
+    return results + [None] * (len(targets) - len(results))
+
+
+def _stop_when_interrupted(interrupt: Event, jobs: Sequence[Any]) -> None:
+    interrupt.wait()
+    gevent.killall(list(jobs), Interrupted, block=False)
+
+
+def _result(job: Any) -> Any:
+    if job.exception is not None:
+        raise job.exception
+    return None if isinstance(job.value, gevent.GreenletExit) else job.value
