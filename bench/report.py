@@ -95,7 +95,9 @@ def _summary(results: Results, now: datetime, source: str) -> Markup:
     count = len(results.nodes)
     words = f"{count} node{'s' if count != 1 else ''}, {len(runs)} run{'s' if len(runs) != 1 else ''}"
     words += f" ({invalid} invalid or without an answer)" if invalid else ""
-    return element("p", f"{words}, from ", element("code", source), f". Written {now:%Y-%m-%d %H:%M %Z}.")
+    return element(
+        "p", f"{words}, from ", element("code", source), f". Written {day(now.isoformat())}; all times are UTC."
+    )
 
 
 def _nothing() -> Markup:

@@ -93,12 +93,13 @@ def percentiles(quantity: Quantity, scale: Scale) -> Markup:
 
 
 def axis(scale: Scale, unit: str = "") -> Markup:
-    """The ticks of a column of strips. A unit stands at the last one."""
+    """The ticks of a column of strips."""
     labels = [
-        element("text", _tick(tick, scale) + (f" {unit}" if unit and tick == scale.ticks[-1] else ""),
-                x=scale.at(tick), y=12, text_anchor=_anchor(tick, scale))
+        element(
+            "text", f"{_tick(tick, scale)} {unit}".rstrip(), x=scale.at(tick), y=12, text_anchor=_anchor(tick, scale)
+        )
         for tick in _sparse(scale.ticks)
-    ]  # fmt: skip
+    ]
     return element("svg", *labels, class_="axis", height=16, width="100%", aria_hidden="true")
 
 
@@ -123,7 +124,7 @@ def history(points: Sequence[Point], unit: str) -> Markup:
         element("line", class_="joint", x1=_x(i, points), x2=_x(i + 1, points), y1=_y(a.estimate.value, scale),
                 y2=_y(b.estimate.value, scale))
         for i, (a, b) in enumerate(pairwise(points))
-        if a.group == b.group and a.is_valid and b.is_valid
+        if a.group == b.group and a.is_valid and b.is_valid and not b.changes
     ]  # fmt: skip
     changes = [
         element("line", class_="change", x1=_x(i - 0.5, points), x2=_x(i - 0.5, points), y1=0, y2=BOTTOM_PX)
@@ -213,9 +214,12 @@ def _anchor(tick: float, scale: Scale) -> str:
     return "start" if tick == scale.low else "end" if tick == scale.ticks[-1] else "middle"
 
 
-def _sparse(ticks: Sequence[float]) -> Sequence[float]:
-    """Every second where there are many: a phone is narrow."""
-    return ticks if len(ticks) <= MOST_TICKS - 1 else ticks[:: (len(ticks) - 1) // 2 or 1]
+def _sparse(ticks: Sequence[float]) -> list[float]:
+    """Every second where there are many, for a phone is narrow; zero among them."""
+    if len(ticks) < MOST_TICKS:
+        return list(ticks)
+    zero = next((i for i, tick in enumerate(ticks) if tick == 0), 0)
+    return list(ticks[zero % 2 :: 2])
 
 
 def _tick(value: float, scale: Scale) -> str:
@@ -225,4 +229,4 @@ def _tick(value: float, scale: Scale) -> str:
         digits += 1
     elif not digits and step % 1:
         digits = 1
-    return f"{value:,.{digits}f}".replace("-0", "0") if value == 0 else f"{value:,.{digits}f}"
+    return f"{abs(value) if value == 0 else value:,.{digits}f}".replace("-", "−")

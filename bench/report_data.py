@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import profile, runfile, tune_file
+from bench import profile, runfile, tune_file, verify_file
 from bench.knobs import KNOBS
 from bench.outcome import Outcome, outcome
 from bench.profile import ProfileError, TunedProfile
@@ -18,6 +18,7 @@ from bench.runfile import RunFileError
 from bench.samples import ClosedLoop, Mark, Run
 from bench.summary import Quantity, StageSummary
 from bench.tune_file import TuneRun
+from bench.verify_file import VerifyRun
 
 LOUD = ("undervoltage", "frequency_capped", "throttled", "soft_temperature_limit")
 
@@ -60,11 +61,12 @@ class RunView:
 
 @dataclass(frozen=True)
 class NodeView:
-    """One node: runs and tunes from the oldest to the newest, and its profile in the inventory, where there is one."""
+    """One node: what was measured, from the oldest to the newest, and its profile where there is an inventory."""
 
     name: str
     runs: tuple[RunView, ...] = ()
     tunes: tuple[TuneRun, ...] = ()
+    verifications: tuple[VerifyRun, ...] = ()
     profile: TunedProfile | None = None
     has_inventory: bool = False
 
@@ -94,15 +96,17 @@ def gathered(folder: Path, inventory: Path | None = None) -> Results:
     """Everything that can be read there. A file that cannot is told of, and hides no other."""
     unreadable: list[tuple[str, str]] = []
     nodes = [_node(path, inventory, unreadable) for path in _folders(folder)]
-    return Results(tuple(node for node in nodes if node.runs or node.tunes), tuple(unreadable))
+    return Results(tuple(node for node in nodes if node.runs or node.tunes or node.verifications), tuple(unreadable))
 
 
 def _node(folder: Path, inventory: Path | None, unreadable: list[tuple[str, str]]) -> NodeView:
-    runs, tunes, known = [], [], None
+    runs, tunes, verifications, known = [], [], [], None
     for path in sorted(folder.glob(f"[0-9]*{runfile.SUFFIX}")):
         try:
             if f"-{tune_file.KIND}-" in path.name:
                 tunes.append(tune_file.read(path))
+            elif f"-{verify_file.KIND}-" in path.name:
+                verifications.append(verify_file.read(path))
             elif "-run-" in path.name:
                 runs.append(view(runfile.read(path)))
         except RunFileError as error:
@@ -111,7 +115,7 @@ def _node(folder: Path, inventory: Path | None, unreadable: list[tuple[str, str]
         known = profile.read(inventory, folder.name) if inventory else None
     except ProfileError as error:
         unreadable.append((folder.name, str(error)))
-    return NodeView(folder.name, tuple(runs), tuple(tunes), known, inventory is not None)
+    return NodeView(folder.name, tuple(runs), tuple(tunes), tuple(verifications), known, inventory is not None)
 
 
 def view(run: Run) -> RunView:

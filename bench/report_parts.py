@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from bench.markup import Child, Markup, element, joined
@@ -103,8 +103,9 @@ def moment(text: Any) -> datetime | None:
 
 
 def day(text: str) -> str:
+    """A time in UTC, for people; what is none stays as it is."""
     at = moment(text)
-    return f"{at:%Y-%m-%d %H:%M}" if at else text
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M}" if at else text
 
 
 def age(text: Any, now: datetime) -> str:

@@ -13,13 +13,16 @@ from typing import Any
 import msgspec
 from bench_runs import made, run_of
 
-from bench import runfile, surfaces, tune_file, validity
+from bench import runfile, surfaces, tune_file, validity, verify_file
 from bench.block import Question
+from bench.comparison import Verdict
 from bench.profile import Measured, Provenance, TunedProfile
 from bench.racing import Plan, Race
 from bench.samples import ClosedLoop, Facts, Failure, Mark, Run, Sample, Stage
+from bench.space import Settings
 from bench.surfaces import Machine, Noise
 from bench.tune_file import BlockRecord, TuneRun
+from bench.verify_file import VerifyRun
 
 TOKENS = 32
 SETTINGS = {"N_CTX": 512, "N_THREADS": 4, "N_BATCH": 512, "MAX_CONCURRENT_REQUESTS": 4}
@@ -128,13 +131,28 @@ def tuned(node: str = "pi1", surface: str = "board", seed: int = 3, blocks: int 
     )  # fmt: skip
 
 
+FASTER = Verdict("faster", 0.081, (0.062, 0.103), 0.0005, 0.01, 12, True)
+SLOWER = Verdict("slower", -0.05, (-0.071, -0.03), 0.001, 0.01, 12, True)
+
+
+def verified(node: str = "pi1", day: int = 6, verdict: Verdict | None = FASTER, **fields: Any) -> VerifyRun:
+    return VerifyRun(
+        id=f"202601{day:02d}T180000Z-verify-{day:06x}", session="s", node=node, url=f"http://{node}.local:8000",
+        bench_version="0.1.0", started_at=f"2026-01-{day:02d}T18:00:00+00:00",
+        status="complete" if verdict else "failed", question=Question(), looks=(12, 17, 23), verdict=verdict,
+        old=Settings.of(N_CTX=512, N_THREADS=4), new=Settings.of(N_CTX=1024, N_THREADS=3), **fields,
+    )  # fmt: skip
+
+
 UNDERVOLTAGE = Mark("undervoltage", "the board reported: undervoltage", "use the 27 W supply, and its own cable")
 
 
-def write(folder: Path, *found: Run | TuneRun) -> None:
+def write(folder: Path, *found: Run | TuneRun | VerifyRun) -> None:
     for each in found:
         if isinstance(each, TuneRun):
             tune_file.save(each, folder)
+        elif isinstance(each, VerifyRun):
+            verify_file.save(each, folder)
         else:
             runfile.write(runfile.encode(each), runfile.path_of(each, folder))
 
@@ -146,7 +164,7 @@ def fleet(folder: Path) -> None:
     for day in range(1, 10):
         tuned_facts = node_facts(settings=after) if day > 5 else node_facts()
         write(folder, measured_run("pi1", day, 5.28 if day < 6 else 5.71, facts=tuned_facts))
-    write(folder, race)
+    write(folder, race, verified(), verified(day=7, verdict=SLOWER, restored=True))
     write(folder, *(measured_run("pi2", day, 5.22) for day in (2, 4, 8)))
     write(folder, tuned("pi2", "board", seed=5, blocks=14))
     low = node_facts(throttling={"bits": "0x50005", "now": ["undervoltage", "throttled"], "since_boot": []})
