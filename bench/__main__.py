@@ -11,6 +11,7 @@ from appliance import __version__
 COMMANDS = {
     "run": "Put load on nodes, and measure what they make of it.",
     "tune": "Find the settings that suit each node, and write them into the inventory.",
+    "verify": "Measure whether a new profile helped, and put back what did not.",
     "report": "Write one HTML file of all that was measured.",
 }
 

@@ -148,6 +148,13 @@ def read(inventory: Path, node: str) -> TunedProfile | None:
     return None if raw is None else parse(raw, path)
 
 
+def read_previous(inventory: Path, node: str) -> TunedProfile | None:
+    """The profile that `restore` would bring back; None for the defaults. Raises: NotAProfile, ProfileError."""
+    path = path_of(inventory, node).with_name(PREVIOUS)
+    raw = _content(path)
+    return None if raw is None else parse(raw, path)
+
+
 def parse(raw: bytes, path: Path) -> TunedProfile | None:
     """The profile in a file's content; None where it holds none. Raises: NotAProfile."""
     try:
