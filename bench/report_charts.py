@@ -19,6 +19,7 @@ STRIP_PX, MIDDLE_PX, CAP_PX = 24, 12, 4
 HISTORY_PX, TOP_PX, BOTTOM_PX = 190, 14, 160
 NICE = (1, 2, 2.5, 5, 10)
 MOST_TICKS = 5
+LEAST = 1e-9
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,11 @@ class Scale:
         """For points, whose place is the value; the axis need not begin at zero, and says where it begins."""
         known = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
         low, high = min(known), max(known)
-        if high - low < 0.02 * abs(high):  # or noise would look like a mountain range
-            low, high = low - 0.05 * abs(high), high + 0.05 * abs(high)
-        step, _ = _step(low, high if high > low else low + 1.0)
+        size = max(abs(low), abs(high))
+        if high - low <= max(0.02 * size, LEAST):  # or noise would look like a mountain range
+            pad = 0.05 * size if size > LEAST else 0.5
+            low, high = low - pad, high + pad
+        step, _ = _step(low, high)
         first, last = math.floor(low / step), math.ceil(high / step)
         return cls(first * step, last * step, tuple(step * i for i in range(first, last + 1)))
 

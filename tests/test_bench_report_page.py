@@ -1,0 +1,120 @@
+"""A report is one file that loads nothing, and says what the results say."""
+
+from __future__ import annotations
+
+import re
+
+from report_page import node_of, page_of
+from report_results import SLOWER, TOKENS, UNDERVOLTAGE, measured_run, node_facts, tuned, verified
+
+from bench.run_table import number
+
+
+def test_it_loads_nothing_from_anywhere_and_runs_no_script() -> None:
+    page = page_of(node_of(measured_run(), tuned(), verified()))
+    for tag, attributes in page.elements:
+        assert tag not in {"script", "link", "img", "iframe", "object", "embed", "base", "form", "use", "image"}
+        assert not {"src", "srcset", "style", "xlink:href", "action"} & set(attributes)
+        assert not any(name.startswith("on") for name in attributes)
+        assert str(attributes.get("href", "#")).startswith("#")
+    assert not re.search(r"url\(|@import|https?:", page.html)
+    policies = [a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert str(policies[0]).startswith("default-src 'none'; style-src 'unsafe-inline'")
+
+
+def test_a_link_leads_to_each_nodes_section() -> None:
+    page = page_of(node_of(measured_run(), name="pi1"), node_of(measured_run("pi2"), name="pi2"))
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    links = {str(attributes["href"])[1:] for _, attributes in page.elements if "href" in attributes}
+    assert ids == links == {"node-1", "node-2"}
+
+
+def test_without_results_it_says_how_to_get_some() -> None:
+    assert "bench run" in page_of().text
+
+
+def test_the_fleets_table_has_each_nodes_speed_with_interval_and_n() -> None:
+    node = node_of(measured_run(requests=40))
+    assert node.shown
+    assert node.shown.single
+    decode = node.shown.single[1]
+    assert decode.p50.low is not None
+    text = page_of(node).text
+    assert f"{number(decode.p50.value)} {number(decode.p50.low)} to" in text
+    assert "n 40" in text
+
+
+def test_a_node_that_says_nothing_of_itself_is_shown_with_what_was_measured() -> None:
+    text = page_of(node_of(measured_run(facts={}), name="x86")).text
+    assert "not told" in text
+    assert "Throughput under load" in text
+
+
+def test_an_invalid_run_is_marked_with_reason_and_remedy() -> None:
+    page = page_of(node_of(measured_run(marks=[UNDERVOLTAGE])))
+    assert "Needs a look" in page.text
+    assert page.text.count(UNDERVOLTAGE.reason) >= 2
+    assert "Use the 27 W supply" in page.text
+    assert "No run of this node is valid" in page.text
+    assert "bar unusable" in page.classes()
+
+
+def test_an_older_valid_run_stands_for_the_node_and_the_newer_ones_mark_is_told() -> None:
+    good, bad = measured_run(day=1, speed=5.0), measured_run(day=2, speed=2.0, marks=[UNDERVOLTAGE])
+    node = node_of(good, bad)
+    assert node.shown is node.runs[0]
+    assert f"A newer run, {bad.id}, is not used" in page_of(node).text
+
+
+def test_throttling_during_the_run_is_named() -> None:
+    low = node_facts(throttling={"bits": "0x4", "now": ["throttled"], "since_boot": []})
+    text = page_of(node_of(measured_run(facts=low))).text
+    assert "it throttled: throttled" in text
+
+
+def test_all_percentiles_of_each_stage_stand_in_tables() -> None:
+    page = page_of(node_of(measured_run(loads=(1, 2))))
+    labels = [attributes.get("data-label") for _, attributes in page.elements if attributes.get("data-label")]
+    for name in ("p50", "p90", "p95", "p99"):
+        assert labels.count(name) == 2 * 5  # two stages; TTFT, TPOT, E2E, ITL, queue
+
+
+def test_a_change_of_settings_is_marked_in_the_history() -> None:
+    new = node_facts(settings={**node_facts()["settings"], "N_THREADS": 3})
+    page = page_of(node_of(measured_run(day=1), measured_run(day=2, facts=new)))
+    assert "N_THREADS 4 → 3" in page.text
+    assert page.classes().count("change") == 1
+    assert "joint" not in page.classes()
+
+
+def test_a_single_run_has_no_history() -> None:
+    assert "History" not in page_of(node_of(measured_run())).text
+
+
+def test_a_verification_tells_its_verdict_and_what_followed() -> None:
+    text = page_of(node_of(measured_run(), verified(verdict=SLOWER, restored=True))).text
+    assert str(SLOWER) in text
+    assert "the previous profile was brought back" in text
+
+
+def test_a_failed_run_without_a_single_answer_is_told_of() -> None:
+    run = measured_run(loads=(), status="failed", problem="pi1: nothing answers on http://pi1.local:8000.")
+    text = page_of(node_of(run)).text
+    assert "nothing answers on" in text
+    assert "Nothing was measured in it." in text
+
+
+def test_a_file_that_cannot_be_read_is_told_of() -> None:
+    assert "x.json is no run" in page_of(unreadable=(("x.json", "x.json is no run"),)).text
+
+
+def test_of_a_large_fleet_only_nodes_that_need_a_look_are_unfolded() -> None:
+    run, bad = measured_run(loads=(1,), requests=4), measured_run(loads=(1,), requests=4, marks=[UNDERVOLTAGE])
+    nodes = [node_of(bad if number == 3 else run, name=f"pi{number}") for number in range(8)]
+    unfolded = [a["id"] for tag, a in page_of(*nodes).elements if tag == "details" and "open" in a]
+    assert unfolded == ["node-4"]
+
+
+def test_it_says_how_long_answers_were() -> None:
+    node = node_of(measured_run(day=1), measured_run(day=2))
+    assert f"128 / {TOKENS}" in page_of(node).text
