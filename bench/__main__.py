@@ -12,6 +12,9 @@ COMMANDS = {
     "run": "Put load on nodes, and measure what they make of it.",
     "tune": "Find the settings that suit each node, and write them into the inventory.",
     "verify": "Measure whether a new profile helped, and put back what did not.",
+    "compare": "Two runs beside each other, load by load.",
+    "show": "The fleet as a table.",
+    "doctor": "What is wrong with the fleet: drift, stale profiles, throttling, outliers.",
     "report": "Write one HTML file of all that was measured.",
 }
 

@@ -1,0 +1,53 @@
+"""`bench doctor`: what is wrong with the fleet."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import msgspec
+
+from bench.commands.looking import Seen, look
+from bench.commands.nodes import Chosen, allow_many_files, node_options
+from bench.doctor import Finding, Patient, findings
+
+EXIT_FINDINGS = 3
+
+
+@click.command(
+    epilog="Exit status: 0 nothing is wrong; 1 a node does not answer; 2 wrong usage; 3 all answer, and something is "
+    "wrong."
+)
+@node_options
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def command(chosen: Chosen, as_json: bool) -> None:
+    """Ask each node what it is, and say what differs that should not, what is stale, throttled, or slower than equals.
+
+    Nodes are compared by what GET /node says, and by the decode speed of their newest valid `bench run`.
+    """
+    allow_many_files()
+    seen = look(chosen)
+    found = findings([_patient(each) for each in seen])
+    if as_json:
+        click.echo(msgspec.json.encode({"nodes": [each.name for each in seen], "findings": found}))
+    else:
+        for each in found:
+            click.echo(
+                f"{each.node}: {each.kind}: {each.text.removeprefix(f'{each.node}: ')}\n    remedy: {each.remedy}"
+            )
+        click.echo(_sum(seen, found))
+    if any(each.kind == "unreachable" for each in found):
+        sys.exit(1)
+    sys.exit(EXIT_FINDINGS if found else 0)
+
+
+def _patient(seen: Seen) -> Patient:
+    single = seen.run.single if seen.run else None
+    rate = single[1].p50.value if single else None
+    return Patient(seen.name, seen.facts, seen.profile, rate, seen.problem)
+
+
+def _sum(seen: list[Seen], found: list[Finding]) -> str:
+    measured = sum(1 for each in seen if each.run)
+    sick = len({each.node for each in found})
+    return f"{len(seen)} nodes, {measured} of them measured: {len(found)} findings on {sick} of them"

@@ -1,0 +1,66 @@
+"""What `bench show` and `bench doctor` look at: each node now, its profile and its newest usable run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gevent.event import Event
+
+from bench import all_nodes, node_facts
+from bench.client import BenchError, Patience, Target, Unreachable, WrongKey, get
+from bench.commands.nodes import Chosen
+from bench.newest_run import newest_usable
+from bench.profile import TunedProfile
+from bench.report_data import RunView
+
+PATIENCE = Patience(connect_s=5.0, answer_s=15.0, silence_s=15.0)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One node. facts: GET /node; None where it does not answer, for `problem`, or was not asked."""
+
+    name: str
+    facts: Mapping[str, Any] | None
+    profile: TunedProfile | None
+    run: RunView | None
+    problem: str = ""
+
+
+def look(chosen: Chosen, is_asked: bool = True) -> list[Seen]:
+    """All nodes, at the same time; those that the inventory has a problem with come last."""
+    profiles = chosen.profiles()
+
+    def one(target: Target) -> tuple[Mapping[str, Any] | None, str]:
+        try:
+            return (facts_of(target) if is_asked else None), ""
+        except BenchError as error:
+            return None, str(error)
+
+    told = all_nodes.on_each(chosen.targets, one, Event())
+    seen = []
+    for target, answer in zip(chosen.targets, told, strict=True):
+        facts, problem = answer or (None, "interrupted")
+        run = newest_usable(chosen.results, target.name)
+        seen.append(Seen(target.name, facts, profiles.get(target.name), run, problem))
+    for name, problem in chosen.problems.items():
+        seen.append(Seen(name, None, None, newest_usable(chosen.results, name), problem))
+    return seen
+
+
+def facts_of(target: Target) -> Mapping[str, Any]:
+    """Raises: BenchError, with the remedy where there is one."""
+    status, _ = get(target, "/live", PATIENCE)
+    try:
+        facts = node_facts.look(target, "before", 0.0).node
+    except WrongKey:
+        raise
+    except Unreachable as gone:
+        raise BenchError(str(gone)) from gone
+    if facts is None:
+        raise BenchError(
+            f"{target.name}: {target.url} has no GET /node (/live answers {status}); upgrade its appliance."
+        )
+    return facts

@@ -1,0 +1,146 @@
+"""What is wrong with a fleet, from what its nodes say of themselves and from what was measured. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.board_validity import REMEDIES
+from bench.meter import not_in_force
+from bench.outliers import outliers
+from bench.profile import TunedProfile, is_stale
+
+# What should be the same: on all nodes, or on all with the same board.
+EVERYWHERE = {
+    "the model": ("model", "name"),
+    "the model's digest": ("model", "digest"),
+    "Ollama's version": ("engine", "version"),
+    "the appliance's release": ("appliance", "release"),
+    "the appliance's version": ("appliance", "version"),
+}
+AMONG_EQUALS = {
+    "the governor": ("governor",),
+    "the firmware": ("board", "firmware"),
+    "the kernel": ("board", "kernel"),
+}
+FIXES = {
+    "the governor": "ansible-playbook ansible/site.yml sets it",
+    "the firmware": "sudo rpi-eeprom-update -a, then start it anew",
+    "the kernel": "sudo apt full-upgrade, then start it anew",
+}
+UPGRADE = "ansible-playbook ansible/site.yml brings all to the inventory's"
+EQUALS = (("board", "name"), ("board", "memory_mib"), ("model", "digest"), ("engine", "version"))
+KNOBS_THAT_MATTER = ("N_CTX", "N_THREADS", "N_BATCH", "MAX_CONCURRENT_REQUESTS")
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One node. facts: GET /node, now. decode_tokens_per_s: of its newest valid run."""
+
+    name: str
+    facts: Mapping[str, Any] | None = None
+    profile: TunedProfile | None = None
+    decode_tokens_per_s: float | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong. kind: unreachable, drift, stale, not deployed, throttled, outlier, engine."""
+
+    kind: str
+    node: str
+    text: str
+    remedy: str
+    test: str = field(default="")
+    p: float | None = None
+
+
+def findings(patients: list[Patient]) -> list[Finding]:
+    """All of them, node by node within each kind."""
+    found: list[Finding] = []
+    for check in (_unreachable, _drift, _profiles, _throttled, _outliers):
+        found += check(patients)
+    return found
+
+
+def _unreachable(patients: list[Patient]) -> Iterator[Finding]:
+    for one in patients:
+        if one.problem:
+            yield Finding("unreachable", one.name, one.problem, "see `bench doctor` again when it answers")
+        elif problem := _at(one.facts, "engine", "problem"):
+            yield Finding("engine", one.name, str(problem), "systemctl status ollama, on the node")
+
+
+def _drift(patients: list[Patient]) -> Iterator[Finding]:
+    """The value that most have is taken to be the right one; where none is in the majority, each is told."""
+    yield from (drift for what, path in EVERYWHERE.items() for drift in _odd(patients, what, path, UPGRADE))
+    for what, path in AMONG_EQUALS.items():
+        boards = dict.fromkeys(_at(one.facts, "board", "name") for one in patients)
+        for board in boards:
+            equals = [one for one in patients if _at(one.facts, "board", "name") == board]
+            yield from _odd(equals, what, path, FIXES[what])
+
+
+def _odd(patients: list[Patient], what: str, path: tuple[str, ...], remedy: str) -> Iterator[Finding]:
+    values = {one.name: value for one in patients if (value := _at(one.facts, *path)) is not None}
+    counts = Counter(map(str, values.values()))
+    if len(counts) < 2:
+        return
+    (most, count), (_, second) = counts.most_common(2)
+    for node, value in values.items():
+        if count > second and str(value) != most:
+            yield Finding("drift", node, f"{what} is {value}, and {most} on {count} of {len(values)} nodes", remedy)
+        elif count == second:
+            yield Finding("drift", node, f"{what} is {value}; the nodes have {len(counts)} different ones", remedy)
+
+
+def _profiles(patients: list[Patient]) -> Iterator[Finding]:
+    for one in patients:
+        if one.profile is None or not one.facts:
+            continue
+        for reason in is_stale(one.profile, one.facts):
+            yield Finding("stale", one.name, f"its profile is stale: {reason}", f"bench tune --limit {one.name}")
+        if problem := not_in_force(one.profile.env, one.facts):
+            remedy = f"ansible-playbook ansible/profile.yml --limit {one.name},localhost"
+            yield Finding("not deployed", one.name, problem, remedy)
+
+
+def _throttled(patients: list[Patient]) -> Iterator[Finding]:
+    for one in patients:
+        now = set(_at(one.facts, "throttling", "now") or ())
+        before = set(_at(one.facts, "throttling", "since_boot") or ())
+        for name in sorted(now | before):
+            when = "now" if name in now else "since its start"
+            text = f"the board reports {name.replace('_', ' ')} {when}"
+            yield Finding("throttled", one.name, text, REMEDIES.get(name, "see vcgencmd get_throttled"))
+
+
+def _outliers(patients: list[Patient]) -> Iterator[Finding]:
+    """Among nodes with the same board, memory, model, engine and settings."""
+    groups: dict[tuple[Any, ...], dict[str, float]] = {}
+    for one in patients:
+        if one.facts and one.decode_tokens_per_s:
+            kind = (*(_at(one.facts, *path) for path in EQUALS), *_settings(one.facts))
+            groups.setdefault(kind, {})[one.name] = one.decode_tokens_per_s
+    for group in groups.values():
+        for outlier in outliers(group):
+            word = "slower" if outlier.change < 0 else "faster"
+            text = (
+                f"decodes {outlier.value:.3g} tokens/s, {abs(outlier.change):.0%} {word} than the median of "
+                f"{outlier.n} equal nodes; {outlier.test}, p = {outlier.p:.2g}"
+            )
+            remedy = "compare cooling, supply and what else runs there" if word == "slower" else "is it really equal?"
+            yield Finding("outlier", outlier.node, text, remedy, outlier.test, outlier.p)
+
+
+def _settings(facts: Mapping[str, Any]) -> list[Any]:
+    return [_at(facts, "settings", name) for name in KNOBS_THAT_MATTER]
+
+
+def _at(found: Any, *path: str) -> Any:
+    for name in path:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
