@@ -6,6 +6,8 @@ Each test is the next run after the fault of the one before: that it comes furth
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from runs import Run, host_vars, serves
@@ -59,17 +61,25 @@ def test_a_checksum_of_another_release(one: Node, tmp_path: Path) -> None:
     assert "are ollama_version and ollama_checksums of the same release?" in said
 
 
+@contextmanager
+def room_left(node: Node, mib: int) -> Iterator[None]:
+    """So much is free under /opt, and no more."""
+    node.sh(f"fallocate --length $(( $(df --output=avail -B1 /opt | tail -1) - {mib} * 1024 * 1024 )) /opt/filler")
+    try:
+        yield
+    finally:
+        node.sh("rm /opt/filler")
+
+
 def test_the_disk_runs_full_while_ollama_is_unpacked(one: Node) -> None:
-    one.sh("fallocate --length $(( $(df --output=avail -B1 /opt | tail -1) - 280 * 1024 * 1024 )) /opt/filler")
-    said = site(one, "--tags=ollama").fail()
-    assert "No space left on device" in said
+    with room_left(one, 280):
+        assert "No space left on device" in site(one, "--tags=ollama").fail()
     assert one.sh("ls -A /opt/ollama /opt/ollama/releases") == "/opt/ollama:\nreleases\n\n/opt/ollama/releases:"
 
 
 def test_a_disk_that_is_full_is_seen_before(one: Node) -> None:
-    one.sh("fallocate --length $(( $(df --output=avail -B1 /opt | tail -1) - 100 * 1024 * 1024 )) /opt/more")
-    assert "270 are needed (250 to install, 20 in reserve). Free some" in site(one).fail()
-    one.sh("rm /opt/filler /opt/more")
+    with room_left(one, 100):
+        assert "270 are needed (250 to install, 20 in reserve). Free some" in site(one).fail()
 
 
 def test_power_is_cut_while_ollama_is_unpacked(one: Node, other: Node) -> None:
