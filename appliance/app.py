@@ -11,9 +11,10 @@ from uuid import uuid4
 import falcon
 from falcon.media import JSONHandler
 
-from appliance import errors, openapi
+from appliance import bandwidth_probe, errors, machine, openapi
 from appliance.admission import Admission
 from appliance.auth import RequireApiKey
+from appliance.bandwidth import MemoryBandwidth
 from appliance.benchmark import Benchmark
 from appliance.benchmark_run import Benchmarks
 from appliance.config import Config
@@ -38,6 +39,7 @@ def create_app(
     """The WSGI application over its collaborators; it reads no environment and starts nothing."""
     metrics = Metrics(admission, residency)
     generations = Generations(config, admission, engine, residency, metrics)
+    bandwidth = MemoryBandwidth(config, admission, lambda: bandwidth_probe.probe(machine.ROOT))
     rules: list[Any] = [ReleaseAbandoned(), StampResponse(), RequireApiKey(keys)]
     app = falcon.App(middleware=rules)
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = JSONHandler(dumps=to_json_line)
@@ -50,7 +52,8 @@ def create_app(
     app.add_route("/ready", Ready(admission, residency))
     app.add_route("/generate", Generate(config, generations))
     app.add_route("/benchmark", Benchmark(config, Benchmarks(config, admission, engine, residency)))
-    app.add_route("/node", Node(config, engine))
+    app.add_route("/node", Node(config, engine, lambda: bandwidth.measured))
+    app.add_route("/node/bandwidth", bandwidth)
     app.add_route("/keys/generate", IssueKey(keys, config.key_issuance, config.client_timeout_s))
     app.add_route("/metrics", metrics)
     app.add_route("/openapi.json", openapi.Document())

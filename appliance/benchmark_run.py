@@ -113,7 +113,7 @@ class Benchmarks:
             with ClientWatch(client) as watch:
                 ticket = self._admission.enter_exclusive(key_id)
                 try:
-                    yield from self._wait_alone(ticket, watch)
+                    yield from wait_alone(ticket, watch, self._config)
                     load_ends_at = time.monotonic() + TIME_LIMIT_S
                     yield from wait_for_model(self._residency, ticket, watch, self._config.sse_ping_s, load_ends_at)
                     try:
@@ -142,28 +142,6 @@ class Benchmarks:
                 len(job.runs),
                 (time.monotonic() - arrived) * 1000,
             )
-
-    def _wait_alone(self, ticket: Ticket, watch: ClientWatch) -> Iterator[Happening]:
-        """Events until nobody else runs. Raises: WaitTimeout, the ticket's refusal, ClientGone."""
-        if ticket.state is State.RUNNING:
-            return
-        watch.call_when_gone(ticket.woken.set)
-        yield Progress("waiting")
-        limit_s = self._config.max_queue_wait_s
-        while ticket.state is State.WAITING:
-            left_s = ticket.entered_at + limit_s - time.monotonic()
-            if left_s <= 0:
-                raise WaitTimeout(
-                    f"The running requests did not finish within {limit_s:g} s (MAX_QUEUE_WAIT_S); try again later.",
-                    retry_after_s=limit_s,
-                )
-            was_woken = ticket.woken.wait(min(self._config.sse_ping_s, left_s))
-            if watch.is_gone:
-                raise ClientGone("The client has left before its benchmark began.")
-            if not was_woken:
-                yield SILENCE
-        if ticket.refusal is not None:
-            raise ticket.refusal
 
     def _measure(self, job: Job, ticket: Ticket, watch: ClientWatch) -> Generator[Happening, None, list[Sample]]:
         """All runs, one after the other. Raises: as `_run`, with the setting in the error."""
@@ -297,6 +275,29 @@ class Benchmarks:
             recommended=benchmark_choice.recommend(samples, self._config.ollama_keep_alive),
             samples=samples,
         )
+
+
+def wait_alone(ticket: Ticket, watch: ClientWatch, config: Config) -> Iterator[Progress | Silence]:
+    """Events until nobody else runs. Raises: WaitTimeout, the ticket's refusal, ClientGone."""
+    if ticket.state is State.RUNNING:
+        return
+    watch.call_when_gone(ticket.woken.set)
+    yield Progress("waiting")
+    limit_s = config.max_queue_wait_s
+    while ticket.state is State.WAITING:
+        left_s = ticket.entered_at + limit_s - time.monotonic()
+        if left_s <= 0:
+            raise WaitTimeout(
+                f"The running requests did not finish within {limit_s:g} s (MAX_QUEUE_WAIT_S); try again later.",
+                retry_after_s=limit_s,
+            )
+        was_woken = ticket.woken.wait(min(config.sse_ping_s, left_s))
+        if watch.is_gone:
+            raise ClientGone("The client has left before its benchmark began.")
+        if not was_woken:
+            yield SILENCE
+    if ticket.refusal is not None:
+        raise ticket.refusal
 
 
 def _progress(job: Job, run: Run, samples: list[Sample]) -> Progress:

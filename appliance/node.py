@@ -18,6 +18,7 @@ import msgspec
 from gevent.event import AsyncResult
 
 from appliance import __release__, __version__, machine
+from appliance.bandwidth_probe import Bandwidth
 from appliance.config import SETTINGS, Config
 from appliance.engine import Engine
 from appliance.errors import ApplianceError
@@ -75,9 +76,13 @@ class ApplianceFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeAnswer(Machine, frozen=True, kw_only=True):
-    """GET /node. Null is what this machine does not have or does not tell."""
+    """GET /node. Null is what this machine does not have or does not tell.
+
+    bandwidth: how fast memory was read when POST /node/bandwidth measured it last, since the service started.
+    """
 
     throttling_seen: ThrottlingSeen
+    bandwidth: Bandwidth | None
     engine: EngineFacts
     model: ModelFacts
     appliance: ApplianceFacts
@@ -122,6 +127,7 @@ class ThrottleWatch:
 class Node:
     """The resource.
 
+    bandwidth: the last figure of POST /node/bandwidth.
     read: what the machine says; it may block, and is called in a thread.
     """
 
@@ -129,12 +135,14 @@ class Node:
         self,
         config: Config,
         engine: Engine,
+        bandwidth: Callable[[], Bandwidth | None] = lambda: None,
         read: Callable[[], Machine] | None = None,
         watch: ThrottleWatch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         state = Path(config.api_keys_db).absolute().parent
         self._engine = engine
+        self._bandwidth = bandwidth
         self._slots = config.max_concurrent_requests
         self._settings = settings_in_force(config)
         self._read = read or (lambda: machine.read(state))
@@ -169,6 +177,7 @@ class Node:
         return NodeAnswer(
             **{name: getattr(found, name) for name in Machine.__struct_fields__},
             throttling_seen=ThrottlingSeen(looks=self._watch.looks, times=dict(self._watch.times)),
+            bandwidth=self._bandwidth(),
             engine=engine,
             model=model,
             appliance=ApplianceFacts(

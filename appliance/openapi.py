@@ -62,6 +62,7 @@ def document() -> dict[str, Any]:
                     security=KEY,
                 )
             },
+            "/node/bandwidth": {"post": _bandwidth()},
             "/keys/generate": {"post": _issue_key(requests["KeyRequest"])},
             "/metrics": {
                 "get": _get(
@@ -196,6 +197,20 @@ def _benchmark(body: dict[str, Any]) -> dict[str, Any]:
         }
     }
     return _post("Measure this node.", body, report | _errors("401", *BODY_ERRORS, "429", "502", "503", "504"))
+
+
+def _bandwidth() -> dict[str, Any]:
+    report = {
+        "200": {
+            "description": "How fast memory is read, by threads; as events with `Accept: text/event-stream`.",
+            "content": {
+                JSON: {"schema": {"$ref": REF.format(name="Bandwidth")}},
+                SSE: {"schema": _event("progress", "result", "error")},
+            },
+        }
+    }
+    operation = _get("Measure how fast this node's memory is read.", report | _errors("401", "503", "504"), KEY)
+    return operation | {"parameters": []}
 
 
 def _issue_key(body: dict[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Silent:
     def client(self, tmp_path: Path, read: Callable[[], machine.Machine] | None = None) -> falcon.testing.TestClient:
         config = Config(api_keys_db=str(tmp_path / "keys.db"))
         app = falcon.App()
-        app.add_route("/node", node_module.Node(config, self.engine, read or self.read, clock=lambda: self.now))
+        app.add_route("/node", node_module.Node(config, self.engine, read=read or self.read, clock=lambda: self.now))
         return falcon.testing.TestClient(app)
 
 
