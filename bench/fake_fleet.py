@@ -2,8 +2,8 @@
 
     python -m bench.fake_fleet --nodes 100 --tokens-per-s 5
 
-It prints one line when all listen, `{"ports": [...]}`. Generations run side by side and are paced by a schedule; a
-token costs this process some 20 µs, so that a thousand nodes leave a core to what is measured.
+It prints one line when all listen, `{"ports": [...]}`. Generations run side by side and are paced by a schedule. No two
+nodes have quite the same pace, as no two boards have: in step, a thousand tokens would come at once and then none.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from random import Random
 
 import msgspec
 
@@ -22,6 +23,7 @@ from bench import ollama_bytes as wire
 from bench.epoll_loop import Connection, Loop, Steps
 from bench.fake_engine import Request, read_request
 
+UNEQUAL = 0.1
 MODEL = "qwen2.5:3b"
 TOKEN = wire.chunk(sse.token(" apple"))
 STREAM = "text/event-stream; charset=utf-8"
@@ -90,7 +92,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     loop, dates = Loop(), wire.Dates()
-    nodes = [FakeNode(arguments.tokens_per_s, arguments.prefill_s, dates) for _ in range(arguments.nodes)]
+    rng = Random(arguments.nodes)
+    paces = [rng.uniform(1 - UNEQUAL, 1 + UNEQUAL) for _ in range(arguments.nodes)]
+    nodes = [FakeNode(arguments.tokens_per_s * pace, arguments.prefill_s / pace, dates) for pace in paces]
     ports = [loop.listen(0, node.serve) for node in nodes]
     print(wire.go_json({"ports": ports}), flush=True)
     loop.run()
