@@ -11,12 +11,15 @@ from pathlib import Path
 
 from appliance import __version__
 from bench import report_charts as charts
+from bench import roofline
 from bench.markup import Child, Markup, element, joined
 from bench.report_charts import Scale
-from bench.report_data import NodeView, Results, found
+from bench.report_data import NodeView, Results, RunView, found
 from bench.report_node import section
 from bench.report_parts import NONE, age, badge, below, day, figure, table
 from bench.report_profile import ProfileView, profile_of
+from bench.run_table import number
+from bench.samples import ClosedLoop
 
 STYLE = Path(__file__).with_suffix(".css")
 OPEN_NODES = 6  # of a larger fleet only those that need a look are unfolded
@@ -28,11 +31,11 @@ TERMS = (
     (
         "Interval",
         "The 95 % confidence interval, from 16 batches of the samples in the order of time, so that samples which "
-        "resemble their neighbours count for less. Two nodes whose intervals overlap are not told apart by these runs.",
+        "resemble their neighbours count for less. Intervals that overlap show no difference, nor that there is none.",
     ),
     (
         "“from 5.2”",
-        "The data set no upper bound: to bound a p99 takes several hundred requests. An open bound is drawn dashed.",
+        "The data set no upper bound: a high percentile needs hundreds of requests for one. An open bound is dashed.",
     ),
     ("n", "How many answers a figure rests on. Warm-up requests are in none."),
     (
@@ -47,8 +50,9 @@ TERMS = (
     ),
     (
         "Roofline",
-        "No node decodes faster than its memory can be read: the bandwidth measured on the node, by the bytes read for "
-        "a token. A share far below its equals' points to something in the way.",
+        "The share of the most tokens/s that the memory allows one stream: the bandwidth measured on the node, by the "
+        "bytes of the model. A share far below its equals' points to something in the way. Open where the node's "
+        "bandwidth was not measured.",
     ),
     (
         "Tied, worse, no better",
@@ -162,12 +166,13 @@ def _fleet_row(node: NodeView, anchor: str, scale: Scale, now: datetime) -> Sequ
         return (link, *(NONE for _ in range(7)), _profile(profile_of(node), now), NONE)
     single, full = run.single, run.fullest
     facts = run.fingerprint.get("node")
-    usable = run.is_usable
+    usable, latest = run.is_usable, node.runs[-1].is_usable
+    state = badge("invalid" if not usable else "newest run invalid", "bad")
     most = None
     if full:
         most = joined(figure(full.output_tokens_per_s), below(str(full.load)))
     return (
-        joined(link, None if usable else joined(" ", badge("invalid", "bad"))),
+        joined(link, None if latest else joined(" ", state)),
         found(facts, "board", "name") or NONE,
         joined(
             run.fingerprint.get("model") or "–", element("small", f" {found(facts, 'model', 'quantization') or ''}")
@@ -175,15 +180,23 @@ def _fleet_row(node: NodeView, anchor: str, scale: Scale, now: datetime) -> Sequ
         charts.bar(single[1].p50, scale, "" if usable else "unusable") if single else "",
         figure(single[1].p50, single[1].n) if single else NONE,
         most or NONE,
-        _roofline(node),
+        _roofline(run),
         _throttled(run.throttling),
         _profile(profile_of(node), now),
         joined(age(run.started_at, now), below(day(run.started_at))),
     )
 
 
-def _roofline(node: NodeView) -> Markup:
-    return NONE
+def _roofline(run: RunView) -> Markup:
+    """Of one stream; several read the weights once for all of them."""
+    facts, single = run.fingerprint.get("node"), run.single
+    if single is None or single[0].load != ClosedLoop(1) or not isinstance(facts, dict):
+        return NONE
+    ceiling, share = roofline.ceiling_tokens_per_s(facts), roofline.share(single[1].p50.value, facts)
+    if ceiling is None or share is None:
+        return NONE
+    doubt = "; more than it can be: measure the bandwidth anew" if share > 1 else ""
+    return joined(element("b", f"{share:.0%}"), below(f"of {number(ceiling)}{doubt}"))
 
 
 def _throttled(names: tuple[str, ...] | None) -> Markup:

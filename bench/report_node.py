@@ -33,11 +33,9 @@ def _badges(node: NodeView) -> Markup:
     run = node.shown
     if run is None:
         return badge("no run", "warn")
-    return joined(
-        " ",
-        badge("valid", "good") if run.is_usable else badge("invalid", "bad"),
-        joined(" ", badge("throttled", "bad")) if run.throttling else None,
-    )
+    newest = node.runs[-1]
+    state = badge("valid", "good") if newest.is_usable else badge("newest run invalid", "bad")
+    return joined(" ", state, joined(" ", badge("throttled", "bad")) if newest.throttling else None)
 
 
 def _machine(run: RunView) -> Markup:
@@ -81,7 +79,7 @@ def _standing(node: NodeView, now: datetime) -> Markup:
     """Which run the figures are of, and what speaks against it, or against newer ones."""
     run = node.shown
     if run is None:
-        return element("p", "Tuned, but no run of `bench run` lies here.")
+        return element("p", "Tuned, but not measured by ", element("code", "bench run"), " yet.")
     newer = [later for later in node.runs if later.outcome.run > run.outcome.run]
     words: list[Child] = ["Figures of run ", element("code", run.outcome.run), f", {age(run.started_at, now)}"]
     words.append(
@@ -95,7 +93,7 @@ def _standing(node: NodeView, now: datetime) -> Markup:
         *(
             element(
                 "div",
-                element("p", f"A newer run, {later.outcome.run}, is not used ({later.outcome.status}):"),
+                element("p", f"A newer run, {later.outcome.run}, is not used:"),
                 marks(later.marks),
                 element("p", later.outcome.problem, class_="problem") if later.outcome.problem else None,
             )

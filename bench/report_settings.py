@@ -30,8 +30,9 @@ def race(tune: TuneRun, now: datetime) -> Markup:
     when = f"Tune {tune.id}, {age(tune.started_at, now)}"
     if outcome is None:
         counted = sum(1 for block in tune.blocks if block.status == "measured")
-        said = f"{when}, {tune.status} after {counted} measured blocks. `bench tune --resume` goes on with it."
-        return joined(element("h3", "Settings"), element("p", said), _problem(tune))
+        said = f"{when}, {tune.status} after {counted} measured blocks. "
+        resume = joined(element("code", "bench tune --resume"), " goes on with it.")
+        return joined(element("h3", "Settings"), element("p", said, resume), _problem(tune))
     default = tune.plan.default
     return joined(
         element("h3", "Settings against throughput" if tune.plan.objective == "throughput" else "Settings compared"),

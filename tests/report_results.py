@@ -41,6 +41,7 @@ def node_facts(**more: Any) -> dict[str, Any]:
         "throttling_seen": {"looks": 3, "times": {}},
         "engine": {"version": "0.33.0", "num_parallel": 4, "problem": None},
         "model": {"name": "qwen2.5:3b", "digest": DIGEST, "quantization": "Q4_K_M", "size_bytes": 1929912432},
+        "bandwidth": {"bytes_per_s": 13.1e9, "threads": 4},
         "settings": dict(SETTINGS),
         **more,
     }  # fmt: skip

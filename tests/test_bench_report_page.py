@@ -118,3 +118,12 @@ def test_of_a_large_fleet_only_nodes_that_need_a_look_are_unfolded() -> None:
 def test_it_says_how_long_answers_were() -> None:
     node = node_of(measured_run(day=1), measured_run(day=2))
     assert f"128 / {TOKENS}" in page_of(node).text
+
+
+def test_one_streams_speed_is_told_as_a_share_of_what_the_memory_allows() -> None:
+    node = node_of(measured_run(speed=3.39, facts=node_facts(bandwidth={"bytes_per_s": 2 * 3.39 * 1929912432})))
+    assert "50% of 6.78" in page_of(node).text
+
+
+def test_several_streams_have_no_roofline() -> None:
+    assert "% of" not in page_of(node_of(measured_run(loads=(2, 4)))).text
