@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import msgspec
 
+from bench import wholefile
 from bench.samples import FORMAT, Run
 
 SUFFIX = ".json"
@@ -69,40 +68,16 @@ def encode(run: Run) -> bytes:
 
 
 def write(data: bytes, path: Path) -> None:
-    """Put `data` there whole, or leave what was there: a temporary file beside it, synced, then renamed.
-
-    Raises: RunFileError; then no temporary file is left either.
-    """
-    temporary = None
+    """Put `data` there whole, or leave what was there. Raises: RunFileError; then no temporary file is left either."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        wholefile.put(data, path)
     except OSError as error:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink()
         raise _unwritable(path, error) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """The rename itself survives a power cut only when the folder is synced too."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def remove_leftovers(results: Path, node: str) -> None:
     """Temporary files of a bench that was killed while it wrote. Only while this node is locked."""
-    for leftover in (results / node).glob(".*.part"):
+    for leftover in (results / node).glob(f".*{wholefile.SUFFIX}"):
         with suppress(OSError):
             leftover.unlink()
 

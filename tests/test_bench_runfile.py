@@ -65,7 +65,7 @@ def test_a_full_disk_leaves_the_file_before_and_nothing_else(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((os, "fsync", full) if call == "fsync" else (Path, "replace", full)))
+    monkeypatch.setattr(os, call, full)
     with pytest.raises(RunFileError, match="No space left on device; make room, or choose another"):
         runfile.write(b"after", path)
     assert [entry.name for entry in path.parent.iterdir()] == ["run.json"]
