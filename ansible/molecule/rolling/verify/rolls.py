@@ -10,7 +10,8 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,43 +52,67 @@ class Ran:
         return sorted({match[1] for line in lines if (match := re.match(r"changed: \[(\w+)\]", line))})
 
 
+@contextmanager
+def started(playbook: str, *arguments: str, checkout: Path = PROJECT) -> Iterator[subprocess.Popen[str]]:
+    """A playbook that runs; with the block's end it is killed, with all its processes, if it still does."""
+    environment = os.environ | {
+        "ANSIBLE_CONFIG": str(checkout / "ansible.cfg"),
+        "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true",  # else a task's name is printed when it has ended
+        "ANSIBLE_FORCE_COLOR": "false",
+    }
+    command = fleet.playbook(SCENARIO, playbook, *arguments)
+    with subprocess.Popen(
+        command,
+        cwd=checkout,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
+    assert process.stdout is not None
+    return iter(process.stdout)
+
+
 def run(
-    playbook: str, *arguments: str, checkout: Path = PROJECT, at: Mapping[str, Callable[[], None]] | None = None
+    playbook: str,
+    *arguments: str,
+    checkout: Path = PROJECT,
+    at: Mapping[str, Callable[[], None]] | None = None,
 ) -> Ran:
     """Run a playbook of a checkout. at: what to do when a task begins, by a part of the task's name; once each.
 
     A task begins when its name is printed, which is just before it does anything. What all runs said is in runs.log
     beside the inventory.
     """
-    command = fleet.playbook(SCENARIO, playbook, *arguments)
-    environment = os.environ | {"ANSIBLE_CONFIG": str(checkout / "ansible.cfg")}
     waiting, output = dict(at or {}), ""
-    with subprocess.Popen(
-        command, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+    with started(playbook, *arguments, checkout=checkout) as process:
+        for line in lines_of(process):
             output += line
             for name in [name for name in waiting if line.startswith("TASK [") and name in line]:
                 waiting.pop(name)()
+        status = process.wait()
     with (FOLDER / "runs.log").open("a") as log:
-        log.write(f"\n==== {' '.join(command)}\n{output}")
+        log.write(f"\n==== {playbook} {' '.join(arguments)}\n{output}")
     assert not waiting, f"{playbook} never came to {', '.join(waiting)}\n{output}"
-    return Ran(process.returncode, output)
+    return Ran(status, output)
 
 
 def killed_at(task: str, playbook: str, *arguments: str) -> None:
     """Run a playbook whose controller is killed, with all its processes, when a task begins."""
-    command = fleet.playbook(SCENARIO, playbook, *arguments)
-    with subprocess.Popen(
-        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
-        assert process.stdout is not None
-        seen = []
-        for line in process.stdout:
+    seen = []
+    with started(playbook, *arguments) as process:
+        for line in lines_of(process):
             seen.append(line)
             if line.startswith("TASK [") and task in line:
-                os.killpg(process.pid, signal.SIGKILL)
                 return
     raise AssertionError(f"{playbook} never came to {task}\n{''.join(seen)}")
 

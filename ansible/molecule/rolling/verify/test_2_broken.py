@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +35,12 @@ def without_processes(deployment: rolls.Deployment) -> tuple[str, str, str]:
 
 
 @pytest.fixture(scope="module")
-def on_second_host(nodes: list[Node], releases: rolls.Releases) -> Iterator[Stopped]:
+def on_second_host(nodes: list[Node], releases: rolls.Releases) -> Stopped:
     """The first host gets a new release, and so does the second, but with an Ollama that ends at once."""
     rolls.ask_for("rolling2", **rolls.ollama(releases.broken_ollama))
-    yield stopped(nodes, "upgrade.yml", checkout=releases.third)
+    seen = stopped(nodes, "upgrade.yml", checkout=releases.third)
     rolls.ask_for("rolling2")
+    return seen
 
 
 def test_the_roll_fails_with_the_reason_and_the_end_of_the_journal(on_second_host: Stopped) -> None:
@@ -93,11 +93,12 @@ def test_a_release_that_ends_at_its_start_stops_at_the_first_host(at_the_canary:
 
 
 @pytest.fixture(scope="module")
-def with_wrong_settings(at_the_canary: Stopped, nodes: list[Node]) -> Iterator[Stopped]:
+def with_wrong_settings(at_the_canary: Stopped, nodes: list[Node]) -> Stopped:
     """Settings that are allowed, and cannot serve: the address is another machine's."""
     rolls.ask_for("rolling3", appliance_host="10.99.0.200")
-    yield stopped(nodes, "profile.yml", "--limit=rolling3")
+    seen = stopped(nodes, "profile.yml", "--limit=rolling3")
     rolls.ask_for("rolling3")
+    return seen
 
 
 def test_settings_that_do_not_serve_are_put_back(with_wrong_settings: Stopped, nodes: list[Node]) -> None:
