@@ -78,6 +78,7 @@ ansible_facts:
 
 CPU = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 LOCK = Path("/var/lib/dpkg/lock-frontend")
+DPKG_UPDATES = Path("/var/lib/dpkg/updates")
 JOURNAL_SETTINGS = Path("/etc/systemd/journald.conf.d/pi-llm.conf")
 GOVERNOR_UNIT = Path("/etc/systemd/system/pi-llm-governor.service")
 ZRAM_SETTINGS = Path("/etc/systemd/zram-generator.conf.d/pi-llm.conf")
@@ -192,6 +193,11 @@ def missing(packages: Iterable[str]) -> list[str]:
         return []
     listed = output("dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n") or ""
     return [package for package in wanted if f"\n{package} installed\n" not in f"\n{listed}\n"]
+
+
+def is_dpkg_interrupted() -> bool:
+    """Whether dpkg was killed at its work; apt refuses to go on then, and looks at the same names."""
+    return DPKG_UPDATES.is_dir() and any(path.name.isdigit() for path in DPKG_UPDATES.iterdir())
 
 
 def lock_holder() -> str | None:
@@ -315,6 +321,7 @@ def main() -> None:
         "missing_packages": missing(module.params["packages"]),
         "has_python_apt": importlib.util.find_spec("apt") is not None,
         "package_lock_holder": lock_holder_after(module.params["package_lock_wait_s"]),
+        "dpkg_interrupted": is_dpkg_interrupted(),  # after the wait: while dpkg works it looks the same
     }
     for hint in hints(machine):
         module.warn(hint)
