@@ -72,9 +72,14 @@ class Run:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
+    def end(self) -> str:
+        """Wait for its end, which must be a failure. Returns: what it said."""
+        assert self.process.wait() != 0, self.said[-3000:]
+        return self.said
+
     def fail(self) -> str:
         """Wait for its end, which must be a failure with a reason. Returns: what it said."""
-        assert self.process.wait() != 0, self.said[-3000:]
+        self.end()
         assert "Traceback" not in self.said
         return self.said
 

@@ -64,6 +64,11 @@ def test_a_setting_that_cannot_work(one: Node, fresh: set[str], setting: str, se
     assert state_of(one) == fresh
 
 
+def test_a_model_before_there_is_an_ollama(one: Node, fresh: set[str]) -> None:
+    assert "and its model comes through Ollama. Run ansible/site.yml without --tags" in refused(one, "--tags=model")
+    assert state_of(one) == fresh
+
+
 @pytest.mark.parametrize("port", [8000, 11434])
 def test_a_port_that_another_program_has(one: Node, fresh: set[str], port: int) -> None:
     with port_taken(one, port):
