@@ -68,7 +68,13 @@ def test_what_is_counted_is_told(metrics: Metrics) -> None:
 
 def test_no_figure_bears_a_key_or_a_request(admission: Admission, metrics: Metrics) -> None:
     with admission.enter("0123456789ab"):
-        assert {name for _, labels in scrape(metrics) for name, _ in labels} <= {"le", "outcome", "type", "version", "release"}
+        assert {name for _, labels in scrape(metrics) for name, _ in labels} <= {
+            "le",
+            "outcome",
+            "type",
+            "version",
+            "release",
+        }
 
 
 def test_loads_of_the_model_are_counted_by_who_loads_it(residency: Residency, metrics: Metrics) -> None:

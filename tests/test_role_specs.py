@@ -9,7 +9,7 @@ import pytest
 import roles
 
 sys.path.insert(0, str(roles.ROOT / "ansible"))
-import role_docs  # noqa: E402
+import role_docs
 
 UNITS = re.compile(
     r"\b(bytes|KiB|MiB|GiB|GB|seconds|minutes|hours|days|tokens|threads|requests|keys|port|percent|tries|runs|cores"
