@@ -2,8 +2,8 @@
 
 Light fake nodes (bench/fake_fleet.py) answer at a Pi's pace, all at the same time. Measured are, each as a process of
 its own: `bench run` over them, writing a profile for each into an inventory, reading all of them again, what Ansible
-takes to read that inventory, and `bench report`. CPU and memory are the process's own, as the kernel counted them at
-its end. Rounds turn through the sizes.
+takes to read that inventory, `bench show` and `bench report`. CPU is the process's and its children's, memory that of
+the largest of them, as the kernel counted them at the end. Rounds turn through the sizes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from bench import profile, runfile
 from bench.profile import Measured, Provenance, TunedProfile
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS = ("bench run", "write profiles", "read profiles", "ansible-inventory", "bench report")
+ANSIBLE = Path(sys.executable).parent / "ansible-inventory"
+STEPS = ("bench run", "write profiles", "read profiles", "ansible-inventory", "bench show", "bench report")
 HEAD = (
     "step", "nodes", "wall, s", "CPU, s", "CPU a node, ms", "CPU a further node, ms", "memory, MiB",
     "memory a further node, KiB", "n",
@@ -67,24 +68,23 @@ def main() -> None:
 
 def measured(count: int, folder: Path) -> Iterator[Cost]:
     """All steps over one fleet, in a folder of their own."""
-    bench = [sys.executable, "-m", "bench"]
+    bench, this = [sys.executable, "-m", "bench"], [sys.executable, "-m", "bench.fleet_scale"]
     results, inventory = folder / "results", folder / "inventory"
     load = ["--requests", REQUESTS, "--max-tokens", TOKENS, "--prompt-tokens", 64, "--results", results, "--json"]
     with fleet(count) as ports:
+        lay_out(inventory, ports)
         nodes = [word for port in ports for word in ("--node", f"{name(port)}=http://127.0.0.1:{port}")]
         ran = cost("bench run", count, [*bench, "run", *nodes, *load], folder)
-    runs = [runfile.read(path) for path in results.glob("*/*.json")]
-    if sum(run.status == "complete" for run in runs) != count:
-        raise SystemExit(f"{count} nodes were to be measured, and only {len(runs)} were")
-    yield replace(ran, invalid=sum(not run.is_valid for run in runs))
-    lay_out(inventory, [name(port) for port in ports])
-    this = [sys.executable, "-m", "bench.fleet_scale"]
-    yield cost("write profiles", count, [*this, "--write", inventory], folder)
-    yield cost("read profiles", count, [*this, "--read", inventory], folder)
-    ansible = Path(sys.executable).parent / "ansible-inventory"
-    if ansible.exists():
-        yield cost("ansible-inventory", count, [ansible, "--inventory", inventory, "--list"], folder)
-    yield cost("bench report", count, [*bench, "report", "--results", results, "--inventory", inventory], folder)
+        runs = [runfile.read(path) for path in results.glob("*/*.json")]
+        if sum(run.status == "complete" for run in runs) != count:
+            raise SystemExit(f"{count} nodes were to be measured, and only {len(runs)} were")
+        yield replace(ran, invalid=sum(not run.is_valid for run in runs))
+        yield cost("write profiles", count, [*this, "--write", inventory], folder)
+        yield cost("read profiles", count, [*this, "--read", inventory], folder)
+        if ANSIBLE.exists():
+            yield cost("ansible-inventory", count, [ANSIBLE, "--inventory", inventory, "--list"], folder)
+            yield cost("bench show", count, [*bench, "show", "-i", inventory, "--results", results], folder)
+    yield cost("bench report", count, [*bench, "report", "-i", inventory, "--results", results], folder)
 
 
 def name(port: int) -> str:
@@ -118,8 +118,8 @@ def cost(step: str, nodes: int, command: Sequence[object], folder: Path) -> Cost
     return Cost(step, nodes, wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
-def lay_out(inventory: Path, names: Sequence[str]) -> None:
-    hosts = {each: {"ansible_host": "127.0.0.1"} for each in names}
+def lay_out(inventory: Path, ports: Sequence[int]) -> None:
+    hosts = {name(port): {"ansible_host": "127.0.0.1", "appliance_port": port} for port in ports}
     inventory.mkdir()
     (inventory / "hosts.json").write_text(json.dumps({"nodes": {"hosts": hosts}}))
 

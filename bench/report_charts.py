@@ -33,8 +33,9 @@ class Scale:
     @classmethod
     def from_zero(cls, values: Iterable[float]) -> Scale:
         """For bars, whose length is the value."""
-        step, high = _step(0.0, max((v for v in values if math.isfinite(v)), default=1.0) or 1.0)
-        return cls(0.0, high, tuple(step * i for i in range(round(high / step) + 1)))
+        most = max((v for v in values if math.isfinite(v)), default=1.0) or 1.0
+        step, high = _step(0.0, most)
+        return cls(0.0, max(most, high), tuple(step * i for i in range(round(high / step) + 1)))
 
     @classmethod
     def around(cls, values: Sequence[float]) -> Scale:

@@ -5,7 +5,7 @@ Owns the way from files to figures. Must not know: how a report looks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,14 +61,13 @@ class RunView:
 
 @dataclass(frozen=True)
 class NodeView:
-    """One node: what was measured, from the oldest to the newest, and its profile where there is an inventory."""
+    """One node: what was measured, from the oldest to the newest, and its profile in the inventory, if it has one."""
 
     name: str
     runs: tuple[RunView, ...] = ()
     tunes: tuple[TuneRun, ...] = ()
     verifications: tuple[VerifyRun, ...] = ()
     profile: TunedProfile | None = None
-    has_inventory: bool = False
 
     @property
     def shown(self) -> RunView | None:
@@ -92,14 +91,17 @@ class Results:
     unreadable: tuple[tuple[str, str], ...] = ()
 
 
-def gathered(folder: Path, inventory: Path | None = None) -> Results:
-    """Everything that can be read there. A file that cannot is told of, and hides no other."""
+def gathered(folder: Path, inventories: Sequence[Path] = ()) -> Results:
+    """Everything that can be read there. A file that cannot is told of, and hides no other.
+
+    inventories: their folders, for the nodes' profiles; the first that has one counts.
+    """
     unreadable: list[tuple[str, str]] = []
-    nodes = [_node(path, inventory, unreadable) for path in _folders(folder)]
+    nodes = [_node(path, inventories, unreadable) for path in _folders(folder)]
     return Results(tuple(node for node in nodes if node.runs or node.tunes or node.verifications), tuple(unreadable))
 
 
-def _node(folder: Path, inventory: Path | None, unreadable: list[tuple[str, str]]) -> NodeView:
+def _node(folder: Path, inventories: Sequence[Path], unreadable: list[tuple[str, str]]) -> NodeView:
     runs, tunes, verifications, known = [], [], [], None
     for path in sorted(folder.glob(f"[0-9]*{runfile.SUFFIX}")):
         try:
@@ -112,10 +114,11 @@ def _node(folder: Path, inventory: Path | None, unreadable: list[tuple[str, str]
         except RunFileError as error:
             unreadable.append((str(path), str(error)))
     try:
-        known = profile.read(inventory, folder.name) if inventory else None
+        profiles = (profile.read(inventory, folder.name) for inventory in inventories)
+        known = next((found for found in profiles if found), None)
     except ProfileError as error:
         unreadable.append((folder.name, str(error)))
-    return NodeView(folder.name, tuple(runs), tuple(tunes), tuple(verifications), known, inventory is not None)
+    return NodeView(folder.name, tuple(runs), tuple(tunes), tuple(verifications), known)
 
 
 def view(run: Run) -> RunView:

@@ -12,7 +12,7 @@ from bench.report_data import NodeView
 class ProfileView:
     """is_in_force: as the node itself said in its newest run; None where it did not say. stale: why it is, if it is.
 
-    is_proposal: it comes from the newest tune, and no inventory says whether it was written.
+    is_proposal: it comes from the newest tune, and no inventory has it.
     """
 
     at: str
@@ -22,9 +22,9 @@ class ProfileView:
 
 
 def profile_of(node: NodeView) -> ProfileView | None:
-    """The inventory's; without an inventory, what the newest tune speaks for. None where there is none."""
+    """The inventory's; where that has none, what the newest tune speaks for; None where there is neither."""
     proposed = [tune.profile for tune in node.tunes if tune.profile]
-    profile = node.profile if node.has_inventory else next(iter(proposed[-1:]), None)
+    profile = node.profile or next(iter(proposed[-1:]), None)
     if profile is None:
         return None
     run = node.runs[-1] if node.runs else None
@@ -33,4 +33,4 @@ def profile_of(node: NodeView) -> ProfileView | None:
     if run and (known := [name for name in profile.env if name in run.settings]):
         in_force = all(run.settings[name] == profile.env[name] for name in known)
     stale = is_stale(profile, facts if isinstance(facts, dict) else None)
-    return ProfileView(profile.provenance.at, in_force, tuple(stale), not node.has_inventory)
+    return ProfileView(profile.provenance.at, in_force, tuple(stale), node.profile is None)

@@ -74,7 +74,7 @@ def test_the_profile_is_the_inventorys_with_its_age_and_why_it_is_stale(tmp_path
     inventory.mkdir()
     profile.write(inventory, "pi1", PROFILE)
     write(tmp_path / "results", measured_run(), tuned())
-    (node,) = gathered(tmp_path / "results", inventory).nodes
+    (node,) = gathered(tmp_path / "results", [tmp_path / "none", inventory]).nodes
     found = profile_of(node)
     assert found
     assert (found.at, found.is_in_force, found.is_proposal) == ("2026-01-01T00:00:00Z", True, False)
@@ -93,6 +93,6 @@ def test_a_profile_that_is_nonsense_is_told_of_and_ends_nothing(tmp_path: Path) 
     path.parent.mkdir(parents=True)
     path.write_text("tuned_profile: [1, 2")
     write(tmp_path / "results", measured_run())
-    found = gathered(tmp_path / "results", tmp_path / "inventory")
+    found = gathered(tmp_path / "results", [tmp_path / "inventory"])
     assert len(found.nodes) == len(found.unreadable) == 1
     assert profile_of(found.nodes[0]) is None

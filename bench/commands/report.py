@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from bench import wholefile
+from bench.fleet import DEFAULT, folder_of
 from bench.report import page
 from bench.report_data import gathered
 
@@ -27,8 +28,10 @@ from bench.report_data import gathered
 @click.option(
     "-i",
     "--inventory",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="The inventory's folder, for the nodes' profiles; else what the newest tunes propose is shown.",
+    "inventories",
+    multiple=True,
+    metavar="INVENTORY",
+    help="For the nodes' profiles; may be given several times. [this project's own]",
 )
 @click.option(
     "-o",
@@ -37,13 +40,13 @@ from bench.report_data import gathered
     help="The file to write. [RESULTS/report.html]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-def command(results: Path, inventory: Path | None, output: Path | None, as_json: bool) -> None:
+def command(results: Path, inventories: tuple[str, ...], output: Path | None, as_json: bool) -> None:
     """Write one HTML file of all that was measured: it opens from disk, and loads nothing from anywhere.
 
     The fleet side by side, and of each node: throughput and latency under each load, what its tune found, its history,
     and what speaks against a run.
     """
-    found = gathered(results, inventory)
+    found = gathered(results, [folder for source in inventories or [str(DEFAULT)] if (folder := folder_of(source))])
     problems = [why for _, why in found.unreadable]
     for problem in problems:
         click.echo(f"bench: {problem}", err=True)
