@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.hosts import fleet, podman
 from tests.hosts.fleet import Node
@@ -108,3 +111,23 @@ def host_vars(node: Node) -> Path:
     folder = INVENTORY / "host_vars" / node.name
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@contextmanager
+def vaulted(folder: Path, variables: dict[str, Any]) -> Iterator[Path]:
+    """An encrypted file of secrets among the inventory's. Gives the file of its password, which lies in the folder."""
+    password, file = folder / "password", INVENTORY / "group_vars/nodes/vault.yml"
+    password.write_text("right\n")
+    file.write_text(json.dumps(variables))
+    program = Path(fleet.playbook(SCENARIO, "")[0]).with_name("ansible-vault")
+    subprocess.run([program, "encrypt", "--vault-password-file", password, file], check=True, capture_output=True)
+    try:
+        yield password
+    finally:
+        file.unlink()
+
+
+def cut(node: Node, run: Run) -> None:
+    """Take the power away for a moment, and wait until Ansible has noticed."""
+    podman.cut(node.name)
+    assert f"fatal: [{node.name}]: UNREACHABLE!" in run.end()

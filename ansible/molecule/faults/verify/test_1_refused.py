@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import port_taken
-from runs import INVENTORY, Run, host_vars, state_of
+from runs import Run, host_vars, state_of, vaulted
 
 from tests.hosts import fleet
 from tests.hosts.fleet import Node
@@ -31,14 +31,10 @@ def fresh(one: Node) -> set[str]:
 
 @pytest.fixture
 def vault(tmp_path: Path) -> Iterator[Path]:
-    """An encrypted file of secrets among the inventory's; returns the file of its password."""
-    password, file = tmp_path / "password", INVENTORY / "group_vars/nodes/vault.yml"
-    password.write_text("right\n")
-    file.write_text(json.dumps({"vault_pepper": SECRET, "vault_keys": [{"owner": "alice", "key": f"pk_{SECRET}"}]}))
-    program = Path(fleet.playbook("faults", "")[0]).with_name("ansible-vault")
-    subprocess.run([program, "encrypt", "--vault-password-file", password, file], check=True, capture_output=True)
-    yield password
-    file.unlink()
+    """Keys that are none, in a vault; returns the file of its password."""
+    keys = [{"owner": "alice", "key": f"pk_{SECRET}"}]
+    with vaulted(tmp_path, {"vault_pepper": SECRET, "vault_keys": keys}) as password:
+        yield password
 
 
 def refused(node: Node, *arguments: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runs import Run, host_vars, serves
+from runs import Run, cut, host_vars, serves
 
 from tests.hosts import fleet, podman
 from tests.hosts.fleet import Node
@@ -22,12 +22,6 @@ DOWNLOAD = "v{version}/ollama-linux-{arch}.{format}"
 
 def site(node: Node, *arguments: str) -> Run:
     return Run("site.yml", f"--limit={node.name},localhost", *arguments)
-
-
-def cut(node: Node, run: Run) -> None:
-    """Take the power away for a moment, and wait until Ansible has noticed."""
-    podman.cut(node.name)
-    assert "UNREACHABLE" in run.end()
 
 
 def test_power_is_cut_while_packages_are_installed(one: Node) -> None:
@@ -103,11 +97,17 @@ def test_a_node_that_is_down_from_the_start(one: Node, other: Node) -> None:
     podman.on(one.name)
 
 
+def test_the_controller_dies_while_the_appliance_is_copied(one: Node) -> None:
+    run = site(one)
+    run.reach("appliance : Copy the release")
+    run.kill()
+    assert one.sh("ls -A /opt/ollama/releases | wc -l") == "1"
+
+
 def test_power_is_cut_while_the_appliance_is_installed(one: Node) -> None:
     run = site(one)
     run.reach_on(one, "compgen -G /opt/pi-llm/releases/*/venv/lib/*/site-packages/gunicorn", freeze="python")
     cut(one, run)
-    assert one.sh("ls -A /opt/ollama/releases | wc -l") == "1"
 
 
 def test_power_is_cut_while_the_model_is_pulled(one: Node) -> None:
