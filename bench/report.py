@@ -83,7 +83,7 @@ def page(results: Results, now: datetime, source: str) -> str:
         element("header", element("h1", "Fleet report"), _summary(results, now, source)),
         element(
             "main",
-            _attention(nodes, anchors, now),
+            _attention(nodes, anchors),
             _fleet(nodes, anchors, now) if nodes else _nothing(),
             *(section(n, a, now, _is_open(n, len(nodes))) for n, a in zip(nodes, anchors, strict=True)),
             _unreadable(results.unreadable),
@@ -114,26 +114,28 @@ def _is_open(node: NodeView, count: int) -> bool:
 
 def _trouble(node: NodeView) -> list[str]:
     """What needs somebody's look, in words."""
-    run = node.shown
-    if run is None:
-        return []
-    newest = node.runs[-1]
     said = []
-    if not newest.is_usable:
+    newest = node.runs[-1] if node.runs else None
+    if newest and not newest.is_usable:
         reasons = [f"{mark.reason}; {mark.remedy}" for mark in newest.marks if mark.is_invalid]
         said.append(f"the newest run is invalid: {'. '.join(reasons) or newest.outcome.problem or 'no answer came'}")
-    elif newest.throttling:
+    elif newest and newest.throttling:
         said.append(f"it throttled: {', '.join(newest.throttling).replace('_', ' ')}")
+    verdict = node.verifications[-1].verdict if node.verifications else None
+    if verdict and verdict.kind == "slower":
+        said.append(f"the newest profile that was verified is {verdict}")
+    profile = profile_of(node)
+    if profile and profile.stale:
+        said.append(f"its profile is stale: {'; '.join(profile.stale)}")
     return said
 
 
-def _attention(nodes: Sequence[NodeView], anchors: Sequence[str], now: datetime) -> Markup | None:
-    rows = []
-    for node, anchor in zip(nodes, anchors, strict=True):
-        profile = profile_of(node)
-        stale = [f"its profile is stale: {'; '.join(profile.stale)}"] if profile and profile.stale else []
-        for words in (*_trouble(node), *stale):
-            rows.append(element("li", element("a", node.name, href=f"#{anchor}"), f": {words}"))
+def _attention(nodes: Sequence[NodeView], anchors: Sequence[str]) -> Markup | None:
+    rows = [
+        element("li", element("a", node.name, href=f"#{anchor}"), f": {words}")
+        for node, anchor in zip(nodes, anchors, strict=True)
+        for words in _trouble(node)
+    ]
     if not rows:
         return None
     return element("section", element("h2", "Needs a look"), element("ul", *rows), class_="attention")

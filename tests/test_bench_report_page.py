@@ -93,7 +93,7 @@ def test_a_single_run_has_no_history() -> None:
 
 def test_a_verification_tells_its_verdict_and_what_followed() -> None:
     text = page_of(node_of(measured_run(), verified(verdict=SLOWER, restored=True))).text
-    assert str(SLOWER) in text
+    assert f"the newest profile that was verified is {SLOWER}" in text
     assert "the previous profile was brought back" in text
 
 
