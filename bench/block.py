@@ -113,7 +113,7 @@ def ask(
         body["streams"] = streams
     answer = None
     try:
-        with closing(events(target, "/benchmark", msgspec.json.encode(body), PATIENCE)) as told:  # type: ignore[type-var]
+        with closing(events(target, "/benchmark", msgspec.json.encode(body), PATIENCE)) as told:
             for name, data in told:
                 if name == "progress":
                     on_stage(str(msgspec.json.decode(data).get("stage")))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -140,7 +140,7 @@ class RequestFailed(BenchError):
         self.failure = failure
 
 
-def events(target: Target, path: str, body: bytes, patience: Patience) -> Iterator[tuple[str, bytes]]:
+def events(target: Target, path: str, body: bytes, patience: Patience) -> Generator[tuple[str, bytes], None, None]:
     """POST, and the server-sent events of the answer, name and data, as they come; comments have no name.
 
     Closing the generator ends the request. Raises: WrongKey, RequestFailed (also for an `error` event).

@@ -35,7 +35,7 @@ import msgspec
 from bench import ollama_bytes as wire
 from bench.epoll_loop import FOREVER, READ, ClientGone, Connection, Loop, Steps
 from bench.fake_answer import Answer, Died, Replies
-from bench.fake_knobs import Fault, Knobs, Seen
+from bench.fake_knobs import Fault, Knobs, Seen, is_refused
 from bench.fake_slots import ANY_OPTIONS, Slots, load_key
 
 INTEGER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "num_thread", "num_predict", "num_keep", "seed", "top_k")
@@ -264,11 +264,11 @@ class FakeEngine:
                 connection, self.replies.json(200, self.replies.final(route, knobs.model, "unload"))
             )
             return "done"
-        fault = self.take_fault() if prompt else ""
+        options = {k: v for k, v in (body.get("options") or {}).items() if v is not None}
+        fault = ("500" if is_refused(knobs, options) else self.take_fault()) if prompt else ""
         if fault in ("404", "500", "503"):
             yield from self.replies.send(connection, self.status_fault(fault, body.get("stream") is not False))
             return fault
-        options = {k: v for k, v in (body.get("options") or {}).items() if v is not None}
         yield from self.slots.acquire(connection, load_key(options))
         try:
             seen.started_ns = time.monotonic_ns()

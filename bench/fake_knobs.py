@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, Literal
 
 import msgspec
@@ -29,7 +30,8 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parallel: slots; further requests wait in line without limit, as with Ollama.
     prefill_s: silence before the first record of each answer.
     tokens_per_s: each stream's pace, kept to the schedule start + i / rate; 0 is full speed.
-    factors: what load-time options make of the pace, as "num_thread=2:1.5 num_batch=64:0.8"; others leave it.
+    factors: what load-time options make of the pace, as "num_thread=2:1.5 num_batch=64:0.8"; others leave it. With a
+        factor of 0 the engine cannot load them: fault "500".
     tokens: of an answer; 0 is as many as num_predict asks for (128 when that is unlimited).
     text: what tokens say. "time" is " <time.monotonic_ns() of sending>", "long" is 10,000 characters.
     fault: what goes wrong, after `after` tokens if in mid-stream. "hang_first" says nothing ever, "hang"
@@ -64,14 +66,18 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def pace(knobs: Knobs, options: dict[str, Any]) -> float:
-    """Tokens/s of an answer with these load-time options; 0 is full speed. Raises: ValueError for odd factors."""
-    rate = knobs.tokens_per_s
-    for part in knobs.factors.split():
-        name, _, rest = part.partition("=")
-        value, _, factor = rest.partition(":")
-        if str(options.get(name)) == value:
-            rate *= float(factor)
-    return rate
+    """Tokens/s of an answer with these load-time options; 0 is full speed."""
+    return knobs.tokens_per_s * prod(factors(knobs, options))
+
+
+def is_refused(knobs: Knobs, options: dict[str, Any]) -> bool:
+    return 0.0 in factors(knobs, options)
+
+
+def factors(knobs: Knobs, options: dict[str, Any]) -> list[float]:
+    """Those of the factors that these options meet."""
+    parts = (part.split(":") for part in knobs.factors.split())
+    return [float(factor) for option, factor in parts if option in {f"{k}={v}" for k, v in options.items()}]
 
 
 class Seen(msgspec.Struct):

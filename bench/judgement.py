@@ -114,6 +114,10 @@ class Judgement:
         assert self.winner is not None
         return self._ahead(settings, self.winner, self._reach(self._alpha / 2, 1))
 
+    def hasty(self) -> list[Settings]:
+        """The winner, as long as a single block speaks for it."""
+        return [s for s in (self.winner,) if s is not None and self.fit.counts[s] < LEAST_BLOCKS]
+
     def connecting(self) -> list[Settings]:
         """Who runs in every round, so that rounds can be compared."""
         return [s for s in dict.fromkeys((self.leader, self.winner)) if s is not None]

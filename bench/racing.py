@@ -217,7 +217,7 @@ class Race:
         """Decisions 2 and 3 of the race."""
         judged = self._judge()
         fresh = self._fresh(judged)
-        contenders = [*judged.contenders(), *self._unsettled()] if judged else []
+        contenders = [*judged.contenders(), *self._unsettled(), *judged.hasty()] if judged else []
         if not fresh and not contenders:
             self._end("sure", judged)
             return

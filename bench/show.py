@@ -10,6 +10,7 @@ from typing import Any
 from bench.meter import not_in_force
 from bench.profile import TunedProfile, is_stale
 from bench.report_data import RunView, found
+from bench.roofline import share
 from bench.run_table import figure
 from bench.summary import Estimate
 
@@ -61,7 +62,7 @@ def row(
         model=found(said, "model", "name") or (run.fingerprint.get("model") if run else None),
         decode_tokens_per_s=rate,
         n=single[1].n if single else None,
-        of_roofline=share_of_roofline(rate.value, said) if rate else None,
+        of_roofline=share(rate.value if rate else None, said),
         throttled=throttled(said),
         profile_age_s=_age_s(profile.provenance.at, now) if profile else None,
         stale=tuple(is_stale(profile, said)) if profile else (),
@@ -69,18 +70,6 @@ def row(
         measured_age_s=_age_s(run.started_at, now) if run else None,
         problem=problem,
     )
-
-
-def share_of_roofline(tokens_per_s: float, facts: Mapping[str, Any]) -> float | None:
-    """Each token of one stream reads all weights once, so bandwidth by their bytes is the most that decoding can do.
-
-    The KV cache is read too, and so the share is a little low at long contexts. None while the node's bandwidth was not
-    measured.
-    """
-    bandwidth, size = found(facts, "memory", "bandwidth_bytes_per_s"), found(facts, "model", "size_bytes")
-    if not isinstance(bandwidth, int | float) or not isinstance(size, int | float) or bandwidth <= 0:
-        return None
-    return tokens_per_s * size / bandwidth
 
 
 def throttled(facts: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -98,9 +87,8 @@ def table(rows: Sequence[Row]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     for each in rows:
         lines += [f"{each.node}: its profile is stale: {reason}" for reason in each.stale]
-        lines += [
-            f"{each.node}: {text}" for text in (each.not_in_force, each.problem.removeprefix(f"{each.node}: ")) if text
-        ]
+        words = (each.not_in_force, each.problem.removeprefix(f"{each.node}: "))
+        lines += [f"{each.node}: {text}" for text in words if text]
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from gevent.event import Event
 
 from appliance import __version__
-from bench import all_nodes, block, node_facts, runfile, tune_file, tuned
+from bench import all_nodes, block, node_facts, roofline, runfile, tune_file, tuned
 from bench.block import Question
 from bench.client import BenchError, Target
 from bench.knobs import KNOBS
@@ -75,6 +76,7 @@ class Tuning:
         """A node's race, planned from what it is and has. Raises: BenchError."""
         self._put_back(target)
         node_facts.require_ready(target)
+        _measure_bandwidth(target)
         facts = node_facts.look(target, "before", 0.0)
         known = self.profiles.get(target.name)
         profile = dict(known.env) if known else {}
@@ -106,6 +108,14 @@ class Tuning:
         if path is None:
             raise BenchError(f"{target.name} has no tune in {self.around.results}; leave --resume out.")
         return tune_file.read(path)
+
+
+def _measure_bandwidth(target: Target) -> None:
+    """Once for as long as the service runs: what `bench show` needs for the roofline. Nothing depends on it here."""
+    facts = node_facts.look(target, "before", 0.0).node
+    if facts is not None and not facts.get("bandwidth"):
+        with suppress(BenchError):
+            roofline.bandwidth(target)
 
 
 def own_env(target: Target, node: Mapping[str, Any] | None) -> dict[str, Value]:

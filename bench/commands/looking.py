@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from gevent.event import Event
 
-from bench import all_nodes, node_facts
-from bench.client import BenchError, Patience, Target, Unreachable, WrongKey, get
+from bench import all_nodes
+from bench.client import BenchError, Patience, Target, get
 from bench.commands.nodes import Chosen
 from bench.newest_run import newest_usable
 from bench.profile import TunedProfile
@@ -52,15 +53,11 @@ def look(chosen: Chosen, is_asked: bool = True) -> list[Seen]:
 
 def facts_of(target: Target) -> Mapping[str, Any]:
     """Raises: BenchError, with the remedy where there is one."""
-    status, _ = get(target, "/live", PATIENCE)
+    status, body = get(target, "/node", PATIENCE)
+    if status != 200:
+        raise BenchError(f"{target.name}: GET {target.url}/node answers {status}; upgrade its appliance.")
     try:
-        facts = node_facts.look(target, "before", 0.0).node
-    except WrongKey:
-        raise
-    except Unreachable as gone:
-        raise BenchError(str(gone)) from gone
-    if facts is None:
-        raise BenchError(
-            f"{target.name}: {target.url} has no GET /node (/live answers {status}); upgrade its appliance."
-        )
+        facts: Mapping[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise BenchError(f"{target.name}: GET {target.url}/node is what no appliance sends: {error}.") from error
     return facts
