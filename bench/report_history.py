@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from bench import report_charts as charts
 from bench.markup import Markup, element, joined
-from bench.report_charts import Point
 from bench.report_data import NodeView, RunView, changed
 from bench.report_parts import NONE, badge, below, day, figure, interval, table
+from bench.report_plot import Point, plot
 from bench.run_table import number
 from bench.summary import Quantity, StageSummary
 
@@ -47,7 +46,7 @@ def history(node: NodeView) -> Markup | None:
             f"✕: invalid.{note}",
             class_="note",
         ),
-        charts.history(points, "Decode tokens/s of one stream, p50 with its 95 % interval"),
+        plot(points, "Decode tokens/s of one stream, p50 with its 95 % interval"),
         table("The same as a table, the newest first", heads, rows[::-1]),
     )
 

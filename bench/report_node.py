@@ -9,7 +9,8 @@ from bench.report_data import NodeView, RunView, found
 from bench.report_history import history
 from bench.report_parts import age, badge, facts, marks
 from bench.report_run import latencies, loads
-from bench.report_settings import race, verifications
+from bench.report_settings import race
+from bench.report_verified import verifications
 
 
 def section(node: NodeView, anchor: str, now: datetime, is_open: bool) -> Markup:

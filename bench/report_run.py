@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from bench import report_charts as charts
 from bench.markup import Child, Markup, element, joined
-from bench.report_charts import Scale
 from bench.report_data import RunView
 from bench.report_parts import NONE, figure, table
+from bench.report_scale import Scale
 from bench.summary import Quantity, StageSummary
 
 LATENCIES = {

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.report_charts import Point, Scale, axis, bar, history, point
+from bench.report_charts import axis, bar, point
+from bench.report_plot import Point, plot
+from bench.report_scale import Scale
 from bench.summary import Estimate
 
 VALUES = st.lists(st.floats(min_value=0.001, max_value=1e7), min_size=1, max_size=8)
@@ -61,14 +63,14 @@ def runs(*changes: str, is_valid: bool = True) -> list[Point]:
 
 
 def test_a_history_joins_runs_of_the_same_load_and_settings_only() -> None:
-    assert history(runs("", "", ""), "u").count('"joint"') == 2
-    assert history(runs("", "N_CTX", ""), "u").count('"joint"') == 1
-    assert history([*runs(""), *runs("", is_valid=False)], "u").count('"joint"') == 0
+    assert plot(runs("", "", ""), "u").count('"joint"') == 2
+    assert plot(runs("", "N_CTX", ""), "u").count('"joint"') == 1
+    assert plot([*runs(""), *runs("", is_valid=False)], "u").count('"joint"') == 0
 
 
 def test_a_history_says_where_its_axis_begins() -> None:
-    assert "the axis begins at" in history(runs("", ""), "u")
+    assert "the axis begins at" in plot(runs("", ""), "u")
 
 
 def test_an_invalid_run_has_another_shape() -> None:
-    assert "✕" in history(runs("", is_valid=False), "u")
+    assert "✕" in plot(runs("", is_valid=False), "u")
