@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gevent
 
-from appliance import systemd
+from appliance import listening, systemd
 from appliance.admission import Admission
 from appliance.app import create_app
 from appliance.config import Config
@@ -100,8 +100,16 @@ class Lifecycle:
         self._admission.cut_off_running()
         self._wait_until_idle(CLOSING_S / 2)
         gevent.sleep(POLL_S)  # for the last events, those of the line too
+        listening.stop_listening()
+        self._wait_for_connections(CLOSING_S / 4)
         self._keys.close()
         sys.exit(0)
+
+    def _wait_for_connections(self, limit_s: float) -> None:
+        """Let those that were just accepted have their answer; idle ones of clients that may come back are cut."""
+        ends_at = time.monotonic() + limit_s
+        while listening.open_connections() and time.monotonic() < ends_at:
+            gevent.sleep(POLL_S / 5)
 
     def _wait_until_idle(self, limit_s: float) -> None:
         ends_at = time.monotonic() + limit_s

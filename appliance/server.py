@@ -23,7 +23,7 @@ from typing import Any
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
-from appliance import one_worker, wire
+from appliance import listening, one_worker, wire
 from appliance.config import Config
 
 CONF = Path(__file__).with_name("gunicorn.conf.py")
@@ -72,7 +72,9 @@ class ApplianceServer(BaseApplication):
         if self._notify_socket:
             os.environ["NOTIFY_SOCKET"] = self._notify_socket
         wire.take_over()
+        listening.take_over()
         for listener in worker.sockets:
+            listening.let_in(listener)
             wire.reset_unread(listener, self.config.client_timeout_s)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -313,6 +315,38 @@ def test_sigterm_while_the_worker_is_being_made_is_not_lost(engine: FakeHandle, 
         assert node.wait_for_exit() == 0
     finally:
         node.stop()
+
+
+def asked_on_and_on(node: Node, ended: threading.Event) -> list[str]:
+    """What a client got that connects anew for each request, until the service has ended."""
+    seen = []
+    while not ended.is_set():
+        try:
+            with socket.create_connection(("127.0.0.1", node.port), timeout=DEADLINE_S) as client:
+                client.sendall(b"GET /ready HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
+                seen.append(client.recv(12).decode() or "closed without an answer")
+        except ConnectionRefusedError:
+            seen.append("refused")
+        except OSError as error:
+            seen.append(str(error))
+    return seen
+
+
+def test_a_stop_answers_or_refuses_every_connection_and_resets_none(own_node: Node) -> None:
+    ended = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        clients = [pool.submit(asked_on_and_on, own_node, ended) for _ in range(4)]
+        own_node.terminate()
+        status = own_node.wait_for_exit()
+        ended.set()
+    assert status == 0
+    assert {outcome for client in clients for outcome in client.result()} <= {"HTTP/1.1 200", "HTTP/1.1 503", "refused"}
+
+
+def test_after_a_worker_that_was_stopped_alone_the_next_one_takes_connections(own_node: Node) -> None:
+    os.kill(own_node.worker_pid(), signal.SIGTERM)
+    wait_until(lambda: own_node.log.count("Listening on") == 2, "another worker")
+    own_node.wait_until_ready()
 
 
 def test_drain_with_another_services_port_tells_nobody(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,75 @@
+"""The worker's listening sockets, and how they are closed without a connection lost.
+
+Closing a listening socket resets the connections that the kernel has made and nobody has accepted yet: their clients
+see a failure, where a refused connection would have sent them to another node. So new attempts are held off first,
+those that are being made come through and are answered, and then it is closed. Who was held off tries again by itself,
+after a second, and is refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import struct
+from contextlib import suppress
+from typing import Any, ClassVar
+
+import gevent
+from gevent.server import StreamServer
+from gunicorn.workers import ggevent
+
+HANDSHAKE_S = 0.05  # a connection in the making needs one round trip in the local network
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27  # asm-generic/socket.h; Python does not name them
+SYN, ACK = 0x02, 0x10
+# Classic BPF, opcode, jump if true, jump if false, operand: a TCP segment with SYN and without ACK is dropped.
+DROP_NEW = (
+    (0x30, 0, 0, 13),  # the byte of the flags
+    (0x54, 0, 0, SYN | ACK),
+    (0x15, 0, 1, SYN),
+    (0x06, 0, 0, 0),
+    (0x06, 0, 0, 0xFFFFFFFF),
+)
+
+
+class Listening(StreamServer):
+    """gunicorn's server of one socket. Its worker keeps it to itself, so ours are noted."""
+
+    all: ClassVar[list[Listening]] = []
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.all.append(self)
+
+
+def take_over() -> None:
+    """Have gunicorn use ours; in the worker only."""
+    ggevent.StreamServer = Listening  # type: ignore[attr-defined]  # it is gevent's, imported there
+
+
+def stop_listening() -> None:
+    """Accept what is there, then refuse. Answers under way go on."""
+    for server in Listening.all:
+        hold_off(server.socket)
+    gevent.sleep(HANDSHAKE_S)
+    for server in Listening.all:
+        while accepted := server.do_read():
+            server.do_handle(*accepted)
+        server.close()
+
+
+def hold_off(listener: socket.socket) -> None:
+    """Have the kernel drop attempts to connect. A connection that is being made is none of them."""
+    code = b"".join(struct.pack("HBBI", *instruction) for instruction in DROP_NEW)
+    buffer = ctypes.create_string_buffer(code)
+    listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(DROP_NEW), ctypes.addressof(buffer)))
+
+
+def let_in(listener: socket.socket) -> None:
+    """Undo `hold_off`. The socket is the master's too: a worker that ended alone has left it to the next one so."""
+    with suppress(FileNotFoundError):  # none was attached
+        listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+
+def open_connections() -> int:
+    """Connections that are answered, or idle between two requests."""
+    return sum(len(server.pool) for server in Listening.all if server.pool is not None)
