@@ -1,0 +1,115 @@
+"""`bench verify` against a real node with a fake engine whose pace depends on its settings."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from bench_commands import Bench
+from harness import DEADLINE_S, Node, wait_until
+
+from bench import profile, verify_file
+from bench.fake_handle import FakeHandle
+
+pytestmark = pytest.mark.tier2
+
+SETTINGS = {"MAX_CONCURRENT_REQUESTS": 2, "N_CTX": 512, "N_THREADS": 2, "N_BATCH": 64}
+KNOBS = {"parallel": 2}
+QUICK = ("--max-tokens", "8")
+NOW, OTHER = {"N_CTX": 512, "N_THREADS": 2, "N_BATCH": 64}, {"N_CTX": 512, "N_THREADS": 1, "N_BATCH": 64}
+EXIT_SLOWER = 3
+
+
+@pytest.fixture
+def bench(node: Node, engine: FakeHandle, tmp_path: Path) -> Bench:
+    """A node whose profile is in force, and was another before."""
+    engine.turn(tokens_per_s=400)
+    made = Bench(tmp_path, pi1=node)
+    made.give(**OTHER)
+    made.give(**NOW)
+    return made
+
+
+def test_a_profile_that_helped_is_faster_and_stays(bench: Bench, engine: FakeHandle) -> None:
+    engine.turn(factors="num_thread=2:1.3")
+    (told,) = bench.told("verify", *QUICK)["nodes"]
+    assert told["words"].startswith("faster by ")
+    assert (told["verdict"]["kind"], told["put_back"]) == ("faster", False)
+    assert abs(told["verdict"]["change"] - 0.3) < 0.1
+    found = bench.profile()
+    assert found is not None
+    assert found.env == NOW
+
+
+def test_a_profile_that_made_it_slower_is_put_back(bench: Bench, engine: FakeHandle) -> None:
+    engine.turn(factors="num_thread=1:1.3")
+    status, out, _ = bench("verify", *QUICK)
+    assert status == EXIT_SLOWER
+    assert "slower by " in out
+    assert "ansible/profile.yml --limit pi1,localhost" in out
+    found, before = bench.profile(), profile.read_previous(bench.inventory, "pi1")
+    assert found is not None
+    assert before is not None
+    assert (found.env, before.env) == (OTHER, NOW)
+
+
+def test_a_dry_run_puts_nothing_back(bench: Bench, engine: FakeHandle) -> None:
+    engine.turn(factors="num_thread=1:1.3")
+    (told,) = bench.told("verify", *QUICK, "--dry-run", status=EXIT_SLOWER)["nodes"]
+    found = bench.profile()
+    assert (told["verdict"]["kind"], told["put_back"]) == ("slower", False)
+    assert found is not None
+    assert found.env == NOW
+
+
+def test_telling_a_verdict_again_puts_nothing_back_twice(bench: Bench, engine: FakeHandle) -> None:
+    engine.turn(factors="num_thread=1:1.3")
+    bench.told("verify", *QUICK, status=EXIT_SLOWER)
+    bench.told("verify", "--resume", status=EXIT_SLOWER)
+    found = bench.profile()
+    assert found is not None
+    assert found.env == OTHER
+
+
+def test_the_first_profile_is_compared_with_the_defaults(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
+    engine.turn(tokens_per_s=400, factors="num_thread=2:1.3")
+    bench = Bench(tmp_path, pi1=node)
+    bench.give(**NOW)
+    (told,) = bench.told("verify", *QUICK)["nodes"]
+    assert told["old"] == {"N_CTX": 512, "N_THREADS": 4, "N_BATCH": 128}
+
+
+def test_a_profile_that_is_not_in_force_is_not_verified(bench: Bench) -> None:
+    bench.give(N_CTX=1024)
+    (told,) = bench.told("verify", *QUICK, status=1)["nodes"]
+    assert "N_CTX is 512 on the node and should be 1024" in told["problem"]
+    assert "ansible-playbook ansible/profile.yml" in told["problem"]
+
+
+def test_what_only_a_restart_changes_needs_the_word_for_it(bench: Bench) -> None:
+    bench.give(**NOW, OLLAMA_KV_CACHE_TYPE="q8_0")
+    (told,) = bench.told("verify", *QUICK, status=1)["nodes"]
+    assert "OLLAMA_KV_CACHE_TYPE differ" in told["problem"]
+    assert "--restarts" in told["problem"]
+
+
+def test_an_interrupted_verification_goes_on(bench: Bench, engine: FakeHandle) -> None:
+    engine.turn(tokens_per_s=120, factors="num_thread=2:1.3")
+    process = bench.start("verify", *QUICK)
+    wait_until(lambda: engine.state()["generations"] > 8, "a round was measured")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130, err
+    path = verify_file.newest(bench.results, "pi1")
+    assert path is not None
+    kept = verify_file.read(path)
+    assert (kept.status, len(kept.rounds) > 0, kept.verdict) == ("interrupted", True, None)
+    (told,) = bench.told("verify", "--resume")["nodes"]
+    assert (told["run"], told["verdict"]["kind"]) == (kept.id, "faster")
+    assert verify_file.read(path).rounds[: len(kept.rounds)] == kept.rounds
+
+
+def test_a_node_without_a_profile_is_told_of_bench_tune(node: Node, tmp_path: Path) -> None:
+    (told,) = Bench(tmp_path, pi1=node).told("verify", status=1)["nodes"]
+    assert "`bench tune` writes one" in told["problem"]
