@@ -154,3 +154,11 @@ def test_a_baseline_is_written_whole_and_for_root_alone(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["baseline.json"]
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_dpkg_that_was_interrupted_is_seen_by_what_it_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine_facts, "DPKG_UPDATES", tmp_path)
+    (tmp_path / "tmp.i").touch()
+    assert not machine_facts.is_dpkg_interrupted()
+    (tmp_path / "0000").touch()
+    assert machine_facts.is_dpkg_interrupted()

@@ -11,6 +11,7 @@ from tests.hosts.fleet import Node
 
 # As the installer of ollama.com leaves it, but that the program is a stand-in.
 BY_HAND = """
+if id ollama >/dev/null 2>&1; then exit 0; fi
 useradd --system --user-group --home-dir /usr/share/ollama --create-home --shell /bin/false ollama
 printf '#!/bin/sh\\nexec python3 -m http.server 11434 --bind 127.0.0.1\\n' > /usr/local/bin/ollama
 chmod 755 /usr/local/bin/ollama
