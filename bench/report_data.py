@@ -20,6 +20,7 @@ from bench.summary import Quantity, StageSummary
 from bench.tune_file import TuneRun
 from bench.verify_file import VerifyRun
 
+PARTS = ("board", "throttling", "throttling_seen", "engine", "model", "bandwidth", "memory", "settings", "appliance")
 LOUD = ("undervoltage", "frequency_capped", "throttled", "soft_temperature_limit")
 
 
@@ -122,25 +123,33 @@ def _node(folder: Path, inventories: Sequence[Path], unreadable: list[tuple[str,
 
 
 def view(run: Run) -> RunView:
-    told = [facts.node for facts in run.facts if facts.node]
-    said = run.fingerprint.get("node")
-    in_force = said.get("settings") if isinstance(said, dict) else None
+    told = [node for facts in run.facts if (node := sound(facts.node))]
+    node = sound(run.fingerprint.get("node"))
+    in_force = found(node, "settings") or {}
     return RunView(
         outcome=outcome(run),
         started_at=run.started_at,
-        fingerprint=run.fingerprint,
-        settings={name: in_force[name] for name in KNOBS if name in in_force} if isinstance(in_force, dict) else {},
+        fingerprint={**run.fingerprint, "node": node},
+        settings={name: in_force[name] for name in KNOBS if name in in_force},
         throttling=throttling(told),
         temperatures_c=_temperatures(told),
     )
 
 
+def sound(node: Any) -> dict[str, Any] | None:
+    """What a node said of itself, without those parts that are not what an appliance sends."""
+    if not isinstance(node, dict):
+        return None
+    return {name: value for name, value in node.items() if isinstance(value, dict) or name not in PARTS}
+
+
 def throttling(told: list[dict[str, Any]]) -> tuple[str, ...] | None:
     """The names of the throttle bits that were seen set from the first look to the last; None where none are told."""
-    looks = [now for node in told if isinstance(now := node.get("throttling"), dict)]
+    looks = [look for node in told if (look := node.get("throttling")) is not None]
     if not looks:
         return None
-    seen = {name for look in looks for name in look.get("now") or ()}
+    names = [now for look in looks if isinstance(now := look.get("now"), list)]
+    seen = {name for name in LOUD if any(name in now for now in names)}
     times = [counts for node in told if isinstance(counts := found(node, "throttling_seen", "times"), dict)]
     if times:
         seen |= {name for name in LOUD if times[-1].get(name, 0) != times[0].get(name, 0)}

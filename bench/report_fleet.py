@@ -96,7 +96,10 @@ def _fleet_row(node: NodeView, anchor: str, scale: Scale, now: datetime) -> Sequ
 def _roofline(run: RunView) -> Markup:
     """Of one stream; several read the weights once for all of them."""
     facts, single = run.fingerprint.get("node"), run.single
-    if single is None or single[0].load != ClosedLoop(1) or not isinstance(facts, dict):
+    if single is None or single[0].load != ClosedLoop(1):
+        return NONE
+    known = found(facts, "bandwidth", "bytes_per_s"), found(facts, "model", "size_bytes")
+    if not all(isinstance(value, int | float) for value in known):
         return NONE
     ceiling, share = roofline.ceiling_tokens_per_s(facts), roofline.share(single[1].p50.value, facts)
     if ceiling is None or share is None:

@@ -65,7 +65,7 @@ def interval(low: float | None, high: float | None) -> str:
 
 def share(value: float) -> str:
     """A change, as people write it."""
-    return f"{100 * value:+.1f} %".replace("-", "−")
+    return f"{100 * value:+.1f}\N{NO-BREAK SPACE}%".replace("-", "−")
 
 
 def badge(word: str, kind: str) -> Markup:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_page import page_of
 from report_results import SETTINGS, measured_run, node_facts, tuned, verified, write
 
 from bench import profile
@@ -96,3 +97,10 @@ def test_a_profile_that_is_nonsense_is_told_of_and_ends_nothing(tmp_path: Path) 
     found = gathered(tmp_path / "results", [tmp_path / "inventory"])
     assert len(found.nodes) == len(found.unreadable) == 1
     assert profile_of(found.nodes[0]) is None
+
+
+@pytest.mark.parametrize("wrong", ["text", 3, ["list"], {"name": {}, "now": 5, "times": [], "size_bytes": "x"}])
+def test_a_node_that_says_nonsense_of_itself_is_reported_all_the_same(tmp_path: Path, wrong: object) -> None:
+    facts = dict.fromkeys(node_facts(), wrong)
+    write(tmp_path, measured_run(facts=facts), tuned())
+    assert "One stream" in page_of(*gathered(tmp_path).nodes).text
