@@ -31,6 +31,7 @@ from appliance.errors import (
 from appliance.eventstream import begin, frames
 
 SETTINGS_LIMIT = 16
+STREAMS_LIMIT = 64
 SSE_TYPE, JSON_TYPE = "text/event-stream", "application/json"
 
 
@@ -44,6 +45,9 @@ class BenchmarkRequest(msgspec.Struct, kw_only=True):
     top_p: Annotated[float, Meta(ge=0, le=1, description="Nucleus sampling.")] = 0.9
     top_k: Annotated[int, Meta(ge=1, le=100, description="Sample from so many likeliest tokens.")] = 40
     runs: Annotated[int, Meta(ge=1, le=5, description="Measured runs a setting; warm-ups come on top.")] = 2
+    streams: Annotated[
+        int, Meta(ge=1, le=STREAMS_LIMIT, description="Generations at once in a measured run, at most the slots.")
+    ] = 1
     context_sizes: (
         Annotated[
             list[Annotated[int, Meta(ge=128, le=131072)]],
@@ -107,7 +111,8 @@ class Benchmark:
         runs = benchmark_plan.schedule(own_first, body.runs)
         sampling = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
         seed = secrets.randbelow(10**benchmark_plan.DIGITS)
-        return Job(body.prompt, body.system, body.max_tokens, sampling, body.runs, settings, runs, seed)
+        streams = min(body.streams, self._config.max_concurrent_requests)
+        return Job(body.prompt, body.system, body.max_tokens, sampling, body.runs, settings, runs, seed, streams)
 
 
 def wants_events(req: falcon.Request) -> bool:

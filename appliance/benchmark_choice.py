@@ -92,7 +92,7 @@ def tokens_in_time(samples: Iterable[Sample], setting: Setting) -> float | None:
     Its TTFT first, then its decode throughput for the rest of the time. None where no run made two tokens.
     """
     in_time = [
-        sample.decode_tokens_per_second * max(0.0, ANSWER_TIME_S - sample.ttft_ms / 1000)
+        sample.decode_tokens_per_second / sample.streams * max(0.0, ANSWER_TIME_S - sample.ttft_ms / 1000)
         for sample in samples
         if sample.setting == setting and not sample.warm_up and sample.decode_tokens_per_second
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean, median, stdev
+from typing import NamedTuple
 
 import msgspec
 
@@ -32,7 +33,11 @@ class Setting(msgspec.Struct, frozen=True):
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """One run. Latency and TTFT are measured on the stream; tokens and the speeds are by the engine's own counts.
 
+    Of several streams at once: latency is the longest, TTFT and prefill are the median; tokens and their rates are of
+    all together, decode counted from the first token of any to the end of the last.
+
     completion_tokens_per_second: tokens by the whole latency, prefill included: what a client gets.
+    tpot_ms: time per output token of one stream, the mean of all. memory_mib: what the engine holds for this setting.
     prefill_tokens_per_second: the prompt's tokens, without those the engine says it had cached, by prefill time.
     decode_tokens_per_second: llama.cpp counts n tokens and the time from the first to the last, so (n - 1) by time.
     """
@@ -52,6 +57,9 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens_per_second: float
     prefill_tokens_per_second: float | None
     decode_tokens_per_second: float | None
+    streams: int = 1
+    tpot_ms: float | None = None
+    memory_mib: float | None = None
 
     @property
     def setting(self) -> Setting:
@@ -124,11 +132,27 @@ class BenchmarkAnswer(msgspec.Struct, frozen=True):
     samples: list[Sample]
 
 
+class Told(NamedTuple):
+    """One stream of a run: the engine's last record, and when its first token and its end came, in seconds from the
+    sending; without any text the first token was the end's."""
+
+    last: Record
+    first_s: float
+    ended_s: float
+
+
 def sample(
-    run_number: int, options: LoadOptions, is_warm_up: bool, latency_s: float, ttft_s: float, last: Record
+    run_number: int, options: LoadOptions, is_warm_up: bool, told: Sequence[Told], memory_mib: float | None = None
 ) -> Sample:
-    """One run from what the stream showed (seconds) and from the engine's last record."""
-    tokens, fresh = last.eval_count, last.prompt_eval_count - (last.prompt_eval_cached_count or 0)
+    """One run, of one stream or of several that ran at once."""
+    tokens = sum(one.last.eval_count for one in told)
+    latency_s, ttft_s = max(one.ended_s for one in told), median(one.first_s for one in told)
+    cached = [one.last.prompt_eval_cached_count for one in told]
+    prefill = [rate for one in told if (rate := _prefill_rate(one.last)) is not None]
+    tpots = [1000 / rate for one in told if (rate := _decode_rate(one.last)) is not None]
+    window_s = latency_s - min(one.first_s for one in told)
+    together = rounded((tokens - len(told)) / window_s) if tokens > len(told) and window_s > 0 else None
+    last = told[-1].last
     return Sample(
         run=run_number,
         context_size=options.num_ctx,
@@ -137,15 +161,26 @@ def sample(
         warm_up=is_warm_up,
         latency_ms=rounded(latency_s * 1000),
         ttft_ms=rounded(ttft_s * 1000),
-        load_ms=rounded(last.load_duration / 1e6),
-        prompt_tokens=last.prompt_eval_count,
-        cached_tokens=last.prompt_eval_cached_count,
+        load_ms=rounded(max(one.last.load_duration for one in told) / 1e6),
+        prompt_tokens=max(one.last.prompt_eval_count for one in told),
+        cached_tokens=None if None in cached else max(count for count in cached if count is not None),
         completion_tokens=tokens,
         finish_reason=last.done_reason or "stop",
         completion_tokens_per_second=rounded(tokens / latency_s) if latency_s > 0 else 0.0,
-        prefill_tokens_per_second=_rate(fresh, last.prompt_eval_duration),
-        decode_tokens_per_second=_rate(tokens - 1, last.eval_duration),
+        prefill_tokens_per_second=rounded(median(prefill)) if prefill else None,
+        decode_tokens_per_second=_decode_rate(last) if len(told) == 1 else together,
+        streams=len(told),
+        tpot_ms=rounded(fmean(tpots)) if tpots else None,
+        memory_mib=memory_mib,
     )
+
+
+def _prefill_rate(last: Record) -> float | None:
+    return _rate(last.prompt_eval_count - (last.prompt_eval_cached_count or 0), last.prompt_eval_duration)
+
+
+def _decode_rate(last: Record) -> float | None:
+    return _rate(last.eval_count - 1, last.eval_duration)
 
 
 def profile(samples: Sequence[Sample]) -> Profile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from gevent.event import Event
 from appliance import benchmark_choice, benchmark_plan, benchmark_report
 from appliance.admission import Admission, State, Ticket
 from appliance.benchmark_plan import Run
-from appliance.benchmark_report import BenchmarkAnswer, Sample, Setting
+from appliance.benchmark_report import BenchmarkAnswer, Sample, Setting, Told
 from appliance.clientwatch import ClientWatch
 from appliance.config import Config
 from appliance.engine import Engine
@@ -31,12 +31,13 @@ from appliance.errors import (
 )
 from appliance.eventstream import SILENCE, Silence
 from appliance.generation import wait_for_model
-from appliance.protocol import LoadOptions, Prompt, Record
+from appliance.protocol import LoadOptions, Prompt
 from appliance.recordstream import RecordStream
 from appliance.residency import Residency
 
 TIME_LIMIT_S = 30 * 60  # so long a node may be taken from its users; 16 settings of a Pi fit
 WARM_UP_TOKENS = 32  # enough to touch all weights and buffers; on a Pi a whole answer would cost half a minute a load
+RUNS_LIMIT = 1000  # more than a benchmark has
 RESTORE_ATTEMPTS = 2
 RESTORE_PAUSE_S = 1.0
 
@@ -55,14 +56,19 @@ class Job:
     settings: list[LoadOptions]
     runs: list[Run]
     seed: int
+    streams: int = 1
 
-    def prompt(self, run: Run) -> Prompt:
-        """The run's own prompt.
+    def prompts(self, run: Run) -> list[Prompt]:
+        """One for each stream of the run; a warm-up has one stream."""
+        return [self._prompt(run, stream) for stream in range(1 if run.is_warm_up else self.streams)]
+
+    def _prompt(self, run: Run, stream: int) -> Prompt:
+        """A stream's own prompt.
 
         Its unique words also begin the system prompt, which the engine reads first; where none is given they are one,
         in place of the model's own, whose tokens would come from the prefix cache in every run.
         """
-        words = benchmark_plan.unique_words(self.seed, run.number)
+        words = benchmark_plan.unique_words(self.seed, run.number + stream * RUNS_LIMIT)
         return Prompt(
             words + self.text,
             words + (self.system or ""),
@@ -146,13 +152,15 @@ class Benchmarks:
     def _measure(self, job: Job, ticket: Ticket, watch: ClientWatch) -> Generator[Happening, None, list[Sample]]:
         """All runs, one after the other. Raises: as `_run`, with the setting in the error."""
         samples: list[Sample] = []
+        memory_mib: float | None = None
         ends_at = time.monotonic() + TIME_LIMIT_S
         for run in job.runs:
             progress = _progress(job, run, samples)
             try:
-                samples.append((yield from self._run(job.prompt(run), run, progress, ticket, watch, ends_at)))
-                if run.is_warm_up and run.options != self._engine.options:
-                    self._check_context(run.options)
+                told = yield from self._run(job.prompts(run), run, progress, ticket, watch, ends_at)
+                if run.is_warm_up:
+                    memory_mib = self._memory_mib(run.options)
+                samples.append(benchmark_report.sample(run.number, run.options, run.is_warm_up, told, memory_mib))
             except ClientGone:
                 raise
             except PromptTooLong as error:
@@ -163,9 +171,9 @@ class Benchmarks:
         return samples
 
     def _run(
-        self, prompt: Prompt, run: Run, progress: Progress, ticket: Ticket, watch: ClientWatch, ends_at: float
-    ) -> Generator[Happening, None, Sample]:
-        """One generation, timed.
+        self, prompts: list[Prompt], run: Run, progress: Progress, ticket: Ticket, watch: ClientWatch, ends_at: float
+    ) -> Generator[Happening, None, list[Told]]:
+        """One generation for each prompt, all at once, timed.
 
         Raises: what the engine's stream raises, BenchmarkTimeout, ClientGone, NotReady when the node drains.
         """
@@ -173,13 +181,21 @@ class Benchmarks:
             raise ClientGone("The client has left its benchmark.")
         if ticket.refusal is not None:
             raise ticket.refusal
-        started = time.monotonic()
-        stream = self._engine.generate(prompt, run.options)
+        started, streams = time.monotonic(), list[RecordStream]()
+
+        def abort() -> None:
+            for stream in streams:
+                stream.abort()
+
         try:
-            watch.call_when_gone(stream.abort)
-            ticket.call_when_cut_off(stream.abort)
+            for prompt in prompts:
+                streams.append(self._engine.generate(prompt, run.options))
+            watch.call_when_gone(abort)
+            ticket.call_when_cut_off(abort)
             yield progress
-            last, first_at = yield from self._read(stream, ends_at)
+            others = [gevent.spawn(self._read_beside, stream, started, ends_at) for stream in streams[1:]]
+            told = [(yield from self._read(streams[0], started, ends_at))]
+            told += yield from self._results(others)
         except EngineFailed:
             if watch.is_gone:
                 raise ClientGone("The client has left its benchmark.") from None
@@ -187,17 +203,40 @@ class Benchmarks:
                 raise ticket.refusal from None
             raise
         finally:
-            stream.close()
-        ended = time.monotonic()
+            for stream in streams:
+                stream.close()
         self._residency.used()
-        ttft_s = (first_at or ended) - started  # without any text the first token was the end's
-        return benchmark_report.sample(run.number, run.options, run.is_warm_up, ended - started, ttft_s, last)
+        return told
 
-    def _read(self, stream: RecordStream, ends_at: float) -> Generator[Happening, None, tuple[Record, float | None]]:
-        """The stream to its end, with a sign of life every SSE_PING_S seconds.
+    def _read_beside(self, stream: RecordStream, started: float, ends_at: float) -> Told | ApplianceError:
+        """A stream that runs beside the first, to its end. What it raises is returned: gevent would print it."""
+        reading = self._read(stream, started, ends_at)
+        try:
+            while True:
+                next(reading)
+        except StopIteration as ended:
+            told: Told = ended.value
+            return told
+        except ApplianceError as error:
+            return error
 
-        Returns: the engine's last record, and when its first token came (monotonic seconds; None without any).
-        """
+    def _results(
+        self, readings: Sequence[gevent.Greenlet[..., Told | ApplianceError]]
+    ) -> Generator[Happening, None, list[Told]]:
+        """What the streams beside the first showed. Raises: what one of them did."""
+        while not all(reading.ready() for reading in readings):
+            gevent.joinall(readings, timeout=self._config.sse_ping_s)
+            yield SILENCE
+        told = []
+        for reading in readings:
+            result = reading.get()
+            if isinstance(result, ApplianceError):
+                raise result
+            told.append(result)
+        return told
+
+    def _read(self, stream: RecordStream, started: float, ends_at: float) -> Generator[Happening, None, Told]:
+        """The stream to its end, with a sign of life every SSE_PING_S seconds. Times are told from `started`."""
         first_at, told_at = None, time.monotonic()
         while True:
             records = stream.receive(self._config.sse_ping_s)
@@ -205,7 +244,7 @@ class Benchmarks:
             if first_at is None and any(record.text for record in records):
                 first_at = now
             if stream.is_ended:
-                return records[-1], first_at
+                return Told(records[-1], (first_at or now) - started, now - started)
             if now > ends_at:
                 raise BenchmarkTimeout(
                     f"The benchmark was not done after {TIME_LIMIT_S // 60} minutes; ask for fewer settings, runs or "
@@ -215,20 +254,24 @@ class Benchmarks:
                 told_at = now
                 yield SILENCE
 
-    def _check_context(self, options: LoadOptions) -> None:
-        """Ollama cuts a context that is larger than the model was trained for, and says so only when asked.
+    def _memory_mib(self, options: LoadOptions) -> float | None:
+        """What the engine holds for these options; None where it does not say.
 
-        Raises: InvalidValue when it did.
+        Ollama cuts a context that is larger than the model was trained for, and says so only when asked.
+        Raises: InvalidValue when it did; not for the node's own options, which it has anyway.
         """
-        for model in self._engine.own_loaded_models():
+        loaded = self._engine.own_loaded_models()
+        for model in loaded:
             size = model.context_length
-            if size is not None and size < options.num_ctx:
+            if size is not None and size < options.num_ctx and options != self._engine.options:
                 raise InvalidValue(
                     f"context_sizes: got {options.num_ctx}, but the engine loads this model with at most {size}.",
                     field="context_sizes",
                     given=str(options.num_ctx),
                     allowed=f"at most {size}",
                 )
+        held = max((model.size for model in loaded), default=0)
+        return round(held / 2**20, 1) if held else None
 
     def _restore(self, ticket: Ticket) -> None:
         """Load the node's own options, then give the slots back; give them back also if that fails.

@@ -73,11 +73,12 @@ class Record(msgspec.Struct):
 
 
 class LoadedModel(msgspec.Struct):
-    """One row of /api/ps."""
+    """One row of /api/ps. size: bytes of memory, weights and KV cache, by the engine's own reckoning."""
 
     name: str = ""
     model: str = ""
     digest: str = ""
+    size: int = 0
     context_length: int | None = None
 
 

@@ -76,6 +76,22 @@ def test_the_first_run_after_a_load_is_reported_as_warm_up_and_left_out(node: No
     assert [profile["runs"] for profile in answer["profiles"]] == [2, 2]
 
 
+def test_streams_run_at_once_and_count_together(node: Node, engine: FakeHandle) -> None:
+    engine.turn(tokens_per_s=100)
+    answer = benchmark(node, streams=2, runs=1).json()
+    warm_up, measured = answer["samples"]
+    assert (warm_up["streams"], measured["streams"], measured["completion_tokens"]) == (1, 2, 16)
+    first, second = engine.seen(3)["requests"][:2]
+    assert second["first_token_ns"] < first["ended_ns"]
+    assert first["body"]["messages"][-1]["content"] != second["body"]["messages"][-1]["content"]
+    assert measured["memory_mib"] > 1000
+
+
+def test_more_streams_than_slots_are_as_many_as_slots(node: Node) -> None:
+    answer = benchmark(node, streams=64, runs=1).json()
+    assert answer["samples"][-1]["streams"] == node.health()["max_concurrent"]
+
+
 def test_the_counts_are_the_engines(node: Node, engine: FakeHandle) -> None:
     engine.turn(tokens=5, tokens_per_s=100)
     samples = benchmark(node, runs=1).json()["samples"]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.benchmark_choice import best_so_far, p_value
-from appliance.benchmark_report import percentile, profile, remaining_s, sample, spread
+from appliance.benchmark_report import Told, percentile, profile, remaining_s, sample, spread
 from appliance.protocol import LoadOptions, Record
 
 OPTIONS = LoadOptions(1024, 3, 64)
@@ -27,17 +27,25 @@ LAST = Record(
 
 
 def test_decode_speed_is_the_tokens_after_the_first_by_the_time_from_the_first_to_the_last() -> None:
-    assert sample(2, OPTIONS, False, 10.5, 2.25, LAST).decode_tokens_per_second == 5.0
+    assert sample(2, OPTIONS, False, [Told(LAST, 2.25, 10.5)]).decode_tokens_per_second == 5.0
+
+
+def test_streams_at_once_decode_together_from_the_first_token_of_any_to_the_end_of_the_last() -> None:
+    run = sample(2, OPTIONS, False, [Told(LAST, 2.0, 10.0), Told(LAST, 4.0, 12.0)], 2048.0)
+    assert (run.streams, run.completion_tokens, run.latency_ms, run.ttft_ms) == (2, 82, 12000, 3000)
+    assert run.decode_tokens_per_second == 8.0
+    assert run.tpot_ms == 200.0
+    assert run.memory_mib == 2048.0
 
 
 def test_prefill_speed_leaves_cached_tokens_out_where_the_engine_reports_them() -> None:
-    assert sample(2, OPTIONS, False, 10.5, 2.25, LAST).prefill_tokens_per_second == 60.0
+    assert sample(2, OPTIONS, False, [Told(LAST, 2.25, 10.5)]).prefill_tokens_per_second == 60.0
     cached = msgspec.structs.replace(LAST, prompt_eval_cached_count=100)
-    assert sample(2, OPTIONS, False, 10.5, 2.25, cached).prefill_tokens_per_second == 10.0
+    assert sample(2, OPTIONS, False, [Told(cached, 2.25, 10.5)]).prefill_tokens_per_second == 10.0
 
 
 def test_latency_and_ttft_are_the_streams_and_completion_speed_is_over_the_whole_latency() -> None:
-    run = sample(2, OPTIONS, False, 8.2, 2.25, LAST)
+    run = sample(2, OPTIONS, False, [Told(LAST, 2.25, 8.2)])
     assert (run.latency_ms, run.ttft_ms, run.load_ms) == (8200.0, 2250.0, 25.0)
     assert run.completion_tokens_per_second == 5.0
     assert (run.context_size, run.threads, run.batch_size) == (1024, 3, 64)
@@ -46,14 +54,14 @@ def test_latency_and_ttft_are_the_streams_and_completion_speed_is_over_the_whole
 @pytest.mark.parametrize("tokens", [0, 1])
 def test_an_answer_of_less_than_two_tokens_has_no_decode_speed(tokens: int) -> None:
     last = Record(done=True, eval_count=tokens, eval_duration=1000, prompt_eval_count=3)
-    run = sample(2, OPTIONS, False, 1.0, 1.0, last)
+    run = sample(2, OPTIONS, False, [Told(last, 1.0, 1.0)])
     assert run.decode_tokens_per_second is None
     assert run.prefill_tokens_per_second is None
 
 
 def test_a_slow_node_is_not_rounded_away() -> None:
     last = Record(done=True, eval_count=11, eval_duration=29_500_000_000)
-    assert sample(2, OPTIONS, False, 40.0, 10.0, last).decode_tokens_per_second == 0.338983
+    assert sample(2, OPTIONS, False, [Told(last, 10.0, 40.0)]).decode_tokens_per_second == 0.338983
 
 
 def test_warm_ups_give_the_load_time_and_nothing_else() -> None:
