@@ -57,7 +57,7 @@ def below(words: Child) -> Markup:
 
 def interval(low: float | None, high: float | None) -> str:
     if low is None and high is None:
-        return ""
+        return "no interval"
     if low is None or high is None:
         return f"from {number(low)}" if low is not None else f"to {number(high or 0.0)}"
     return f"{number(low)} to {number(high)}"
