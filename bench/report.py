@@ -30,8 +30,8 @@ TERMS = (
     ),
     (
         "“from 5.2”",
-        "The data set no upper bound: a high percentile needs hundreds of requests for one. An open bound is dashed. “No "
-        "interval”: the data set neither.",
+        "The data set no upper bound: a high percentile needs hundreds of requests for one. An open bound is dashed. "
+        "“No interval”: the data set neither.",
     ),
     ("n", "How many answers a figure rests on. Warm-up requests are in none."),
     (
