@@ -40,19 +40,19 @@ def max_tokens(node: Node) -> str:
     return node.sh("grep ^MAX_TOKENS= /etc/pi-llm/appliance.env").partition("=")[2]
 
 
-def test_ollamas_port_is_taken_while_it_is_down(one: Node) -> None:
-    one.sh("systemctl disable --now --quiet ollama")
-    with port_taken(one, 11434):
-        before = state_of(one)
-        assert "Port 11434 is taken by python3" in Run("site.yml", f"--limit={one.name},localhost").fail()
-        assert state_of(one) == before
+def test_ollamas_port_is_taken_while_it_is_down(other: Node) -> None:
+    other.sh("systemctl disable --now --quiet ollama")
+    with port_taken(other, 11434):
+        before = state_of(other)
+        assert "Port 11434 is taken by python3" in Run("site.yml", f"--limit={other.name},localhost").fail()
+        assert state_of(other) == before
 
 
-def test_ollama_is_down_and_its_program_is_damaged(one: Node) -> None:
-    one.sh("truncate --size=100 /opt/ollama/current/bin/ollama")
-    Run("site.yml", f"--limit={one.name},localhost").succeed()
-    assert one.sh("systemctl is-enabled ollama") == "enabled"
-    assert one.get("/ready")[0] == http.HTTPStatus.OK
+def test_ollama_is_down_and_its_program_is_damaged(other: Node) -> None:
+    other.sh("truncate --size=100 /opt/ollama/current/bin/ollama")
+    Run("site.yml", f"--limit={other.name},localhost").succeed()
+    assert other.sh("systemctl is-enabled ollama") == "enabled"
+    assert other.get("/ready")[0] == http.HTTPStatus.OK
 
 
 def test_power_is_cut_while_a_roll_restarts_a_node(one: Node, other: Node) -> None:
