@@ -14,6 +14,8 @@ from harness import DEADLINE_S, PROJECT, Node
 from bench import profile
 from bench.profile import Provenance, TunedProfile
 
+PACKAGES = os.pathsep.join([str(PROJECT), *(path for path in sys.path if path.endswith("site-packages"))])
+
 
 class Bench:
     """One inventory with the nodes named, and the results of all that is done with them."""
@@ -23,6 +25,7 @@ class Bench:
         self.folder, self.inventory, self.results = folder, folder / "inventory", folder / "results"
         self.inventory.mkdir()
         self.path = os.environ["PATH"]
+        self.python = sys.executable
         hosts = {}
         for name, node in nodes.items():
             url = node if isinstance(node, str) else f"http://127.0.0.1:{node.port}"
@@ -35,8 +38,8 @@ class Bench:
         if command != "compare":
             where += ["-i", str(self.inventory / "hosts.yml")]
         return subprocess.Popen(
-            [sys.executable, "-m", "bench", command, *where, *arguments],
-            env={"PATH": self.path, "PYTHONPATH": str(PROJECT), "HOME": str(self.folder)},
+            [self.python, "-m", "bench", command, *where, *arguments],
+            env={"PATH": self.path, "PYTHONPATH": PACKAGES, "HOME": str(self.folder)},
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

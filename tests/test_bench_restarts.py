@@ -1,0 +1,146 @@
+"""Settings that need a restart: `bench tune --restarts` and `bench verify --restarts` deploy them, and put them back.
+
+`ansible-playbook` is a stand-in that does to a node of the tests what profile.yml does: it takes the profile of the
+extra variable, or else the inventory's, restarts the node's service with it, and writes down what it was called with.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bench_commands import Bench
+from harness import DEADLINE_S, Node, free_port, wait_until
+
+from bench import tune_file
+from bench.fake_handle import FakeHandle
+
+pytestmark = pytest.mark.tier2
+
+KNOBS = {"parallel": 4}
+AXES = ("--ctx", "512", "--threads", "4", "--batch", "128", "--max-tokens", "8", "--budget", "30s", "--restarts")
+STAND_IN = """\
+#!{python}
+import json, pathlib, sys, time
+here = pathlib.Path({here!r})
+extra = [sys.argv[i + 1] for i, part in enumerate(sys.argv) if part == "-e"]
+profile = json.loads(pathlib.Path(extra[0][1:]).read_text())["tuned_profile"]["env"] if extra else None
+number = len(list(here.glob("*.call"))) + 1
+(here / "fails").exists() and sys.exit("it fails, as it was told")
+(here / f"{{number}}.part").write_text(json.dumps({{"env": profile, "arguments": sys.argv[1:]}}))
+(here / f"{{number}}.part").rename(here / f"{{number}}.call")
+while not (here / f"{{number}}.done").exists():
+    time.sleep(0.01)
+"""
+
+
+class Deployed:
+    """A node, and the thread that restarts it when the stand-in is called."""
+
+    def __init__(self, folder: Path, engine: FakeHandle) -> None:
+        self.folder, self.calls_at = folder / "node", folder / "calls"
+        self.folder.mkdir()
+        self.calls_at.mkdir()
+        self.own = {"MAX_CONCURRENT_REQUESTS": 1, "N_CTX": 512, "N_THREADS": 4, "N_BATCH": 128}
+        self.settings = {"OLLAMA_PORT": engine.port, "PORT": free_port()}
+        self.node = self._start(self.own)
+        program = folder / "bin" / "ansible-playbook"
+        program.parent.mkdir()
+        program.write_text(STAND_IN.format(python=sys.executable, here=str(self.calls_at)))
+        program.chmod(0o755)
+        self.program = program
+        self.is_over = False
+        self.thread = threading.Thread(target=self._serve)
+        self.thread.start()
+
+    @property
+    def calls(self) -> list[dict[str, object]]:
+        paths = sorted(self.calls_at.glob("*.call"), key=lambda path: int(path.stem))
+        return [json.loads(path.read_text()) for path in paths]
+
+    def stop(self) -> None:
+        self.is_over = True
+        self.thread.join()
+        self.node.stop()
+
+    def _start(self, env: dict[str, object]) -> Node:
+        known = {name: value for name, value in env.items() if not name.startswith("OLLAMA_")}
+        node = Node(self.folder, {**self.own, **self.settings, **known})
+        node.wait_until_ready()
+        return node
+
+    def _serve(self) -> None:
+        number = 1
+        while not self.is_over:
+            call = self.calls_at / f"{number}.call"
+            if not call.exists():
+                threading.Event().wait(0.01)
+                continue
+            env = json.loads(call.read_text())["env"]
+            self.node.stop()
+            self.node = self._start(env or self.own)
+            (self.calls_at / f"{number}.done").touch()
+            number += 1
+
+
+@pytest.fixture
+def deployed(engine: FakeHandle, tmp_path: Path) -> Iterator[Deployed]:
+    engine.turn(tokens_per_s=200)
+    found = Deployed(tmp_path, engine)
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def bench(deployed: Deployed, tmp_path: Path) -> Bench:
+    """Programs of Ansible are looked for beside the Python that runs, so this one lies beside the stand-in."""
+    made = Bench(tmp_path, pi1=deployed.node)
+    made.python = str(deployed.program.with_name("python"))
+    Path(made.python).symlink_to(sys.executable)
+    deployed.program.with_name("ansible-inventory").symlink_to(Path(sys.executable).with_name("ansible-inventory"))
+    return made
+
+
+def test_slots_are_tuned_by_deploying_them_and_the_nodes_own_are_put_back(bench: Bench, deployed: Deployed) -> None:
+    (told,) = bench.told("tune", *AXES)["nodes"]
+    assert told["written"] == "written"
+    found = bench.profile()
+    assert found is not None
+    assert found.env["MAX_CONCURRENT_REQUESTS"] == 4
+    envs = [call["env"] for call in deployed.calls]
+    assert {env["MAX_CONCURRENT_REQUESTS"] for env in envs if isinstance(env, dict)} >= {2, 4}
+    assert envs[-1] is None
+    assert deployed.node.health()["max_concurrent"] == 1
+    assert all(call["arguments"][-2:] != ["-e"] for call in deployed.calls)
+
+
+def test_an_interrupted_tune_puts_the_nodes_own_settings_back(bench: Bench, deployed: Deployed) -> None:
+    process = bench.start("tune", *AXES)
+    wait_until(lambda: len(deployed.calls) > 0, "something was deployed")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=DEADLINE_S * 2)
+    assert process.returncode == 130, err
+    assert deployed.calls[-1]["env"] is None
+    path = tune_file.newest(bench.results, "pi1")
+    assert path is not None
+    assert tune_file.read(path).temporary_env is None
+
+
+def test_what_cannot_be_deployed_is_ruled_out_with_the_playbooks_words(bench: Bench, deployed: Deployed) -> None:
+    (deployed.calls_at / "fails").touch()
+    (told,) = bench.told("tune", *AXES, status=1)["nodes"]
+    assert "it fails, as it was told" in told["problem"]
+    assert "put its own profile back with: ansible-playbook" in told["problem"]
+
+
+def test_two_profiles_that_differ_in_slots_are_verified_by_deploying_both(bench: Bench, deployed: Deployed) -> None:
+    bench.give(MAX_CONCURRENT_REQUESTS=2)
+    bench.give(MAX_CONCURRENT_REQUESTS=1)
+    (told,) = bench.told("verify", "--restarts", "--rounds", "6", "--max-tokens", "8", status=3)["nodes"]
+    assert told["verdict"]["kind"] == "slower"
+    assert deployed.calls[-1]["env"] is None

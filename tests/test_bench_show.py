@@ -1,0 +1,70 @@
+"""The rows of `bench show`, from facts alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from bench_runs import made, stage_of
+
+from bench.profile import Provenance, TunedProfile
+from bench.report_data import view
+from bench.samples import Run, Settings
+from bench.show import row, table
+
+NOW = datetime(2026, 1, 11, tzinfo=UTC)
+FACTS: dict[str, Any] = {
+    "board": {"name": "Raspberry Pi 5"},
+    "model": {"name": "qwen2.5:3b", "size_bytes": 2_000_000_000},
+    "engine": {"version": "0.32.15"},
+    "settings": {"N_CTX": 512},
+    "throttling": {"bits": "0x0", "now": [], "since_boot": []},
+    "bandwidth": {"bytes_per_s": 16_000_000_000},
+}
+
+
+def run() -> Run:
+    samples = [made(at_s=k, number=k, tpot_s=0.2) for k in range(10)]
+    settings = Settings(seed=1, prompt_tokens=(40,), max_tokens=5, loads=(), requests=10)
+    return Run(
+        id="r", session="s", node="pi1", url="http://x", bench_version="1", settings=settings,
+        started_at="2026-01-10T23:00:00+00:00", stages=[stage_of(*samples)], fingerprint={"node": FACTS},
+    )  # fmt: skip
+
+
+def profile(**rests_on: str) -> TunedProfile:
+    provenance = Provenance(run="r", at="2026-01-01T00:00:00Z", **rests_on)
+    return TunedProfile(env={"N_CTX": 512}, measured={}, provenance=provenance)
+
+
+def test_a_row_has_the_speed_with_its_interval_and_its_share_of_the_roofline() -> None:
+    found = row("pi1", FACTS, profile(), view(run()), NOW)
+    assert found.decode_tokens_per_s is not None
+    assert round(found.decode_tokens_per_s.value, 6) == 5.0
+    assert found.n == 10
+    assert found.of_roofline is not None
+    assert round(found.of_roofline, 3) == 0.625
+    text = table([found])
+    assert "63%" in text
+    assert "10 days" in text
+
+
+def test_a_stale_profile_and_one_that_is_not_in_force_are_told() -> None:
+    facts = {**FACTS, "settings": {"N_CTX": 1024}}
+    text = table([row("pi1", facts, profile(ollama="0.30.0"), None, NOW)])
+    assert "10 days, stale, not in force" in text
+    assert "Ollama's version was 0.30.0" in text
+    assert "N_CTX is 1024 on the node and should be 512" in text
+
+
+def test_a_node_that_does_not_answer_is_shown_by_what_it_said_last() -> None:
+    found = row("pi1", None, None, view(run()), NOW, "pi1: nothing answers")
+    assert (found.board, found.problem) == ("Raspberry Pi 5", "pi1: nothing answers")
+    assert "pi1: nothing answers" in table([found])
+
+
+def test_throttling_of_the_past_is_shown_and_none_is_no() -> None:
+    bits = {"bits": "0x50000", "now": [], "since_boot": ["undervoltage"]}
+    assert row("pi1", {**FACTS, "throttling": bits}, None, None, NOW).throttled == ("undervoltage",)
+    assert row("pi1", FACTS, None, None, NOW).throttled == ()
+    assert row("pi1", {**FACTS, "throttling": None}, None, None, NOW).throttled is None

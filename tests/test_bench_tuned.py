@@ -1,0 +1,132 @@
+"""What is raced for on a node, what speaks against a block, and which arms a verification compares. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bench.arms import NothingToVerify, arms, looks_of
+from bench.block import REFUSED, Busy, Gone, SettingsRefused, meaning
+from bench.board_validity import marks
+from bench.client import Target
+from bench.comparison import LOOKS
+from bench.meter import streams_of
+from bench.samples import Failure
+from bench.space import Settings
+from bench.tuned import Wanted, metric, plan
+
+PI: dict[str, Any] = {"board": {"cores": 4}, "model": {"trained_context": 2048}, "memory": {"total_mib": 4096}}
+OWN = {"N_CTX": 512, "N_THREADS": 4, "N_BATCH": 128}
+TARGET = Target("pi1", "http://pi1:8000", "a key")
+
+
+def axis(found: Any, name: str) -> tuple[Any, ...]:
+    values: tuple[Any, ...] = next(axis.values for axis in found.space.axes if axis.name == name)
+    return values
+
+
+def test_contexts_beyond_the_models_training_are_not_tried() -> None:
+    assert axis(plan(Wanted(), PI, OWN), "N_CTX") == (512, 1024, 2048)
+
+
+def test_a_machine_with_four_cores_tries_two_three_and_four_threads() -> None:
+    assert axis(plan(Wanted(), PI, OWN), "N_THREADS") == (2, 3, 4)
+
+
+def test_what_the_node_has_is_always_one_of_the_settings() -> None:
+    found = plan(Wanted(n_batch=(64,)), PI, {**OWN, "N_BATCH": 96})
+    assert axis(found, "N_BATCH") == (64, 96)
+    assert found.default in found.space
+
+
+def test_memory_is_limited_by_what_is_to_stay_free() -> None:
+    assert plan(Wanted(headroom_mib=1024), PI, OWN).limits.max_memory_mib == 3072
+    assert plan(Wanted(), None, OWN).limits.max_memory_mib is None
+
+
+def test_a_quantized_cache_without_flash_attention_is_no_candidate() -> None:
+    found = plan(Wanted(with_restarts=True), PI, OWN).space.settings
+    pairs = {(s.env["OLLAMA_FLASH_ATTENTION"], s.env["OLLAMA_KV_CACHE_TYPE"]) for s in found}
+    assert ("off", "q8_0") not in pairs
+    assert ("auto", "q8_0") in pairs
+
+
+def test_a_metrics_interval_holds_its_median() -> None:
+    found = metric([5.0, 5.1, 9.0])
+    assert found.ci95[0] <= found.median <= found.ci95[1]
+
+
+def node(**fields: Any) -> dict[str, Any]:
+    return {"boot_id": "a", "throttling": {"now": [], "since_boot": []}, "throttling_seen": {"times": {}}, **fields}
+
+
+@pytest.mark.parametrize(
+    ("after", "code"),
+    [
+        ({"boot_id": "b"}, "rebooted"),
+        ({"throttling_seen": {"times": {"undervoltage": 2}}}, "undervoltage"),
+        ({"throttling": {"now": ["throttled"], "since_boot": ["throttled"]}}, "throttled"),
+        ({"throttling": {"now": [], "since_boot": ["frequency_capped"]}}, "frequency_capped"),
+    ],
+)
+def test_what_happened_during_a_block_makes_it_invalid(after: dict[str, Any], code: str) -> None:
+    found = marks(node(), node(**after))
+    assert [mark.code for mark in found] == [code]
+    assert found[0].remedy
+
+
+def test_swapping_counts_from_a_megabyte() -> None:
+    before, little, much = (node(memory={"pages_swapped_in": n, "pages_swapped_out": 0}) for n in (10, 20, 5000))
+    assert marks(before, little) == []
+    assert [mark.code for mark in marks(before, much)] == ["swapping"]
+
+
+def test_what_was_so_before_the_block_is_not_held_against_it() -> None:
+    bits = {
+        "throttling": {"now": [], "since_boot": ["undervoltage"]},
+        "throttling_seen": {"times": {"undervoltage": 3}},
+    }
+    assert marks(node(**bits), node(**bits)) == []
+    assert marks(None, node()) == []
+
+
+@pytest.mark.parametrize("code", REFUSED)
+def test_what_the_engine_cannot_run_is_said_of_the_settings(code: str) -> None:
+    assert isinstance(meaning(TARGET, Failure("event", code, detail="no")), SettingsRefused)
+
+
+def test_a_node_that_is_used_or_silent_is_no_fault_of_the_settings() -> None:
+    assert isinstance(meaning(TARGET, Failure("status", "wait_timeout", 504)), Busy)
+    assert isinstance(meaning(TARGET, Failure("status", "not_ready", 503)), Busy)
+    assert isinstance(meaning(TARGET, Failure("cut_off")), Gone)
+
+
+def test_arms_name_all_that_a_request_carries() -> None:
+    old, new = arms("pi1", {"N_THREADS": 3}, {"N_THREADS": 2}, with_restarts=False)
+    assert (old.env["N_THREADS"], new.env["N_THREADS"]) == (3, 2)
+    assert set(old.env) == {"N_CTX", "N_THREADS", "N_BATCH"}
+
+
+def test_profiles_that_differ_in_nothing_measurable_are_not_compared() -> None:
+    with pytest.raises(NothingToVerify, match="same settings"):
+        arms("pi1", {"MAX_TOKENS": 96}, {"MAX_TOKENS": 128}, with_restarts=True)
+
+
+def test_a_restart_is_compared_only_where_it_is_allowed() -> None:
+    old, new = {"MAX_CONCURRENT_REQUESTS": 1}, {"MAX_CONCURRENT_REQUESTS": 2}
+    with pytest.raises(NothingToVerify, match="--restarts"):
+        arms("pi1", old, new, with_restarts=False)
+    first, second = arms("pi1", old, new, with_restarts=True)
+    assert (streams_of(first, "throughput"), streams_of(second, "throughput")) == (1, 2)
+    assert streams_of(second, "latency") == 1
+
+
+def test_slots_are_one_stream_where_they_are_not_raced_for() -> None:
+    assert streams_of(Settings.of(N_CTX=512), "throughput") == 1
+
+
+def test_looks_are_planned_and_enough_for_a_verdict() -> None:
+    assert looks_of(None) == LOOKS
+    assert looks_of(6) == (6,)
+    assert looks_of(20) == (10, 15, 20)
