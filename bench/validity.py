@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from statistics import median
 
+from bench import board_validity
 from bench.samples import Facts, Mark, Run, Sample
 
 LATE_LEAST_MS, LATE_SHARE = 20.0, 0.10
@@ -16,8 +17,12 @@ GENERATIONS, LOADS = "appliance_generations_total", "appliance_model_loads_total
 
 
 def marks(run: Run) -> list[Mark]:
-    """Everything that speaks against this run; empty for a clean one."""
-    return [mark for check in CHECKS for mark in check(run)]
+    """Everything that speaks against this run, each cause once; empty for a clean one."""
+    found: dict[str, Mark] = {}
+    for check in CHECKS:
+        for mark in check(run):
+            found.setdefault(mark.code, mark)
+    return list(found.values())
 
 
 def late_client(run: Run) -> Iterator[Mark]:
@@ -87,7 +92,17 @@ def prompt_lengths(run: Run) -> Iterator[Mark]:
         yield Mark("prompt_lengths", reason, remedy, is_invalid=False)
 
 
-# Another cause is another function here: throttling, undervoltage, clocks and swapping as the node tells them.
+def board(run: Run) -> Iterator[Mark]:
+    """Throttling, undervoltage, swapping and restarts, as the node itself told before and after each sitting."""
+    before: Facts | None = None
+    for facts in run.facts:
+        if facts.moment == "before":
+            before = facts
+        elif facts.moment == "after" and before is not None:
+            yield from board_validity.marks(before.node, facts.node)
+
+
+# Another cause is another function here.
 CHECKS: tuple[Callable[[Run], Iterator[Mark]], ...] = (
     late_client,
     other_requests,
@@ -95,6 +110,7 @@ CHECKS: tuple[Callable[[Run], Iterator[Mark]], ...] = (
     cached_prompts,
     short_answers,
     prompt_lengths,
+    board,
 )
 
 

@@ -76,3 +76,12 @@ def test_a_clients_cost_is_of_the_time_between_its_readings() -> None:
     assert found.cpu_share == 0.2
     assert found.lag_p50_ms < found.lag_p99_ms == found.lag_max_ms
     assert cost(after, after) is None
+
+
+def test_a_board_that_throttled_between_two_looks_makes_the_run_invalid_with_the_remedy() -> None:
+    run = sitting(made(1.0), generations=1)
+    looks = ({"throttling_seen": {"times": {}}}, {"throttling_seen": {"times": {"undervoltage": 3}}})
+    facts = [Facts(f.at_s, f.moment, node, None, f.counters) for f, node in zip(run.facts, looks, strict=True)]
+    (mark,) = marks(run_of(*run.stages, facts=facts))
+    assert (mark.code, mark.is_invalid) == ("undervoltage", True)
+    assert "27 W" in mark.remedy
