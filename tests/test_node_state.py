@@ -87,3 +87,4 @@ def test_it_sees_who_listens_on_version_6() -> None:
 
 def test_a_model_without_a_tag_is_latest() -> None:
     assert node_state.digest_of([{"name": "tiny:latest", "digest": "ab"}], "tiny") == "ab"
+    assert node_state.digest_of([{"name": "tiny:1b", "digest": "ab"}], "registry.ollama.ai/library/tiny:1b") == "ab"

@@ -202,7 +202,8 @@ def get(host: str, port: int, path: str) -> dict[str, Any] | None:
 
 
 def digest_of(models: list[dict[str, Any]], name: str) -> str | None:
-    """The digest of the model with this name, whose tag may be left out when it is `latest`."""
+    """The digest of the model with this name, whose default host, namespace and tag may be left out or not."""
+    name = name.removeprefix("registry.ollama.ai/").removeprefix("library/")
     names = {name, f"{name}:latest"}
     return next((str(model.get("digest", "")) for model in models if model.get("name") in names), None)
 
