@@ -26,7 +26,7 @@ def refused(*arguments: str, key: str = "pk_x") -> str:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "name one with --node"),
+        (("-i", "nobody,"), "has no nodes"),
         (("--node", "pi1"), "'--node': 'pi1': a URL such as"),
         (("--node", "ftp://pi1"), "a URL such as"),
         (("--node", "http://pi1:99999"), "a URL such as"),

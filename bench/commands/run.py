@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,8 +12,8 @@ import msgspec
 from click.core import ParameterSource
 from gevent.event import Event
 
-from bench.commands.nodes import EXIT_INTERRUPTED, KEY_VARIABLE, allow_many_files, key, stop_on_signals, targets_of
-from bench.commands.values import Duration, Level, Node, Numbers
+from bench.commands.nodes import EXIT_INTERRUPTED, Chosen, allow_many_files, node_options, stop_on_signals
+from bench.commands.values import Duration, Level, Numbers
 from bench.outcome import outcome
 from bench.progress import shown
 from bench.run_table import table
@@ -34,12 +33,7 @@ OF_THE_LOAD = (
     epilog="Exit status: 0 all measured; 1 a node failed, the others were measured; 2 wrong usage; 3 all measured, but "
     "a run is invalid and must decide nothing; 130 interrupted, what was measured is kept."
 )
-@click.option("--node", "nodes", type=Node(), multiple=True, help="A node to measure; may be given several times.")
-@click.option(
-    "--key-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help=f"File with the nodes' API key; else the variable {KEY_VARIABLE} holds it.",
-)
+@node_options
 @click.option(
     "--concurrency", type=Numbers(1, 1024, is_whole=True), help="Closed loop: so many clients, a stage each. [1]"
 )
@@ -75,20 +69,14 @@ OF_THE_LOAD = (
 @click.option(
     "--timeout", "timeout_s", type=Duration(), default="300s", show_default=True, help="Longest time for one answer."
 )
-@click.option(
-    "--results", type=click.Path(file_okay=False, path_type=Path), default=Path("bench/results"), show_default=True,
-    help="Where run files go, a folder for each node.",
-)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with each node's interrupted run, as that was begun.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.pass_context
 def command(
     ctx: click.Context,
     /,
-    nodes: Sequence[tuple[str, str]],
-    key_file: Path | None,
+    chosen: Chosen,
     slo: ServiceLevel | None,
-    results: Path,
     resume: bool,
     as_json: bool,
     **load: Any,
@@ -98,7 +86,6 @@ def command(
     Prompts begin differently, so that no cache helps, and are the same for all nodes. Latencies count from the moment
     that a request was planned for. Each run's file holds every sample.
     """
-    targets = targets_of(nodes, key(key_file))
     settings = None if resume else _settings(**load)
     if resume and (given := [name for name in OF_THE_LOAD if _is_given(ctx, name)]):
         option = next(p.opts[0] for p in ctx.command.params if p.name == given[0])
@@ -107,8 +94,9 @@ def command(
     interrupt = Event()
     stop_on_signals(interrupt)
     with shown(is_wanted=True) as progress:
-        session = Session(results, progress.tell, interrupt)
+        session, targets = Session(chosen.results, progress.tell, interrupt), chosen.targets
         measured = session.resume(targets) if settings is None else session.measure(targets, settings)
+    measured += [Measured(name, problem=problem) for name, problem in chosen.problems.items()]
     _print(measured, slo, as_json)
     sys.exit(exit_status(measured, interrupt.is_set()))
 
