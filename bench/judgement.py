@@ -115,8 +115,9 @@ class Judgement:
         return self._ahead(settings, self.winner, self._reach(self._alpha / 2, 1))
 
     def hasty(self) -> list[Settings]:
-        """The winner, as long as a single block speaks for it."""
-        return [s for s in (self.winner,) if s is not None and self.fit.counts[s] < LEAST_BLOCKS]
+        """The winner, as long as a single block speaks for it, and the default, as long as one speaks against it."""
+        both = [s for s in (self.winner, self.default) if s in self.eligible]
+        return [s for s in dict.fromkeys(both) if s is not None and self.fit.counts[s] < LEAST_BLOCKS]
 
     def connecting(self) -> list[Settings]:
         """Who runs in every round, so that rounds can be compared."""

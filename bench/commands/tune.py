@@ -149,7 +149,7 @@ def _write(tuned_node: Tuned, inventory: Path | None, is_dry: bool, force: bool)
     run, node = tuned_node.run, tuned_node.node
     if run is None or run.outcome is None or run.profile is None:
         return Written(node, "nothing")
-    reason = tuned.why_not(run.outcome)  # 1
+    reason = tuned.why_not(run)  # 1
     if reason and not force:
         is_own = run.outcome.winner is not None and run.outcome.winner.settings == run.plan.default
         return Written(node, "in force" if is_own else "unsure", problem="")
@@ -202,7 +202,7 @@ def _print(results: Sequence[Tuned], written: Sequence[Written], committed: str,
 
 def _said(result: Tuned, each: Written) -> str:
     assert result.run is not None
-    reason = tuned.why_not(result.run.outcome) if result.run.outcome else ""
+    reason = tuned.why_not(result.run)
     return {
         "written": f"written: {each.path}",
         "dry run": "not written, because of --dry-run:",
