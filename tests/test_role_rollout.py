@@ -125,3 +125,11 @@ def test_every_file_that_a_service_reads_at_its_start_is_part_of_a_deployment() 
     parts = yaml.safe_load((roles.ROLES / "rollout/vars/main.yml").read_text())["rollout__parts"]
     written = {f"/{name}" for role in parts for name in roles.templates(role)} - {"/usr/local/bin/pi-llm"}
     assert written <= {path for paths in parts.values() for path in paths}
+
+
+def test_a_new_node_is_told_which_part_neither_this_run_nor_an_earlier_one_brought() -> None:
+    looked = {
+        "results": [{"item": "ollama", "stat": {"exists": True}}, {"item": "appliance", "stat": {"exists": False}}]
+    }
+    assert found("rollout__missing", rollout__links_found=looked) == ["appliance"]
+    assert found("rollout__missing", rollout__links_found={"results": []}) == []
