@@ -112,6 +112,7 @@ def test_a_journal_of_0_mib_is_journalds_to_bound():
         ({"supply_ma": 3000}, "3000 mA"),
         ({"has_fan": False}, "active cooler"),
         ({"swaps": ["/var/swap"]}, "SD card"),
+        ({"bounds_memory": False}, "cgroup_enable=memory"),
     ],
 )
 def test_a_pi_with_weak_power_or_cooling_is_warned_of(found, word):
@@ -120,6 +121,7 @@ def test_a_pi_with_weak_power_or_cooling_is_warned_of(found, word):
         "throttled": "0x0",
         "supply_ma": 5000,
         "has_fan": True,
+        "bounds_memory": True,
         "swaps": [],
     }
     assert machine_facts.hints(pi5) == []

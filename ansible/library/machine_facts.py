@@ -275,6 +275,7 @@ def board() -> dict[str, Any]:
         "throttled": bits.partition("=")[2] if bits else None,
         "supply_ma": int.from_bytes(supply, "big") if supply else None,
         "has_fan": any("fan" in kind for kind in cooling),
+        "bounds_memory": "memory" in (text("/sys/fs/cgroup/cgroup.controllers") or "").split(),
         "temperature_c": int(temperature) / 1000 if temperature and temperature.lstrip("-").isdigit() else None,
     }
 
@@ -290,6 +291,11 @@ def hints(machine: dict[str, Any]) -> list[str]:
         found.append(f"its supply offers {machine['supply_ma']} mA; a Pi 5 under load wants 5000 (the 27 W supply)")
     if not machine["has_fan"] and " 5" in model:
         found.append("it has no fan that it knows of; without an active cooler a Pi 5 throttles within minutes")
+    if not machine["bounds_memory"]:
+        found.append(
+            "its kernel bounds no memory, so ollama_memory_max and appliance_memory_max do nothing: add "
+            "cgroup_enable=memory to the line in /boot/firmware/cmdline.txt and restart it"
+        )
     if any(name.startswith("/var/swap") or "mmcblk" in name for name in machine["swaps"]):
         found.append("it swaps to its SD card, which wears it out: node_base_swap: zram swaps to memory")
     return [f"{os.uname().nodename} ({model}): {what}." for what in found]
