@@ -7,14 +7,18 @@ from typing import Any
 import pytest
 
 from bench.arms import NothingToVerify, arms, looks_of
-from bench.block import REFUSED, Busy, Gone, SettingsRefused, meaning
+from bench.block import REFUSED, Busy, Gone, Question, SettingsRefused, meaning
+from bench.blocks import BlockRecord
 from bench.board_validity import marks
 from bench.client import Target
 from bench.comparison import LOOKS
 from bench.meter import streams_of
+from bench.objective import Figures
+from bench.racing import Fate, Outcome
 from bench.samples import Failure
 from bench.space import Settings
-from bench.tuned import Wanted, metric, plan
+from bench.tune_file import TuneRun
+from bench.tuned import Wanted, metric, plan, why_not
 
 PI: dict[str, Any] = {"board": {"cores": 4}, "model": {"trained_context": 2048}, "memory": {"total_mib": 4096}}
 OWN = {"N_CTX": 512, "N_THREADS": 4, "N_BATCH": 128}
@@ -55,6 +59,35 @@ def test_a_quantized_cache_without_flash_attention_is_no_candidate() -> None:
 def test_a_metrics_interval_holds_its_median() -> None:
     found = metric([5.0, 5.1, 9.0])
     assert found.ci95[0] <= found.median <= found.ci95[1]
+
+
+def raced(own: list[float], winners: list[float]) -> TuneRun:
+    """A tune whose race was sure that the second is better."""
+    found = plan(Wanted(), PI, OWN)
+    best = next(settings for settings in found.space.settings if settings != found.default)
+    blocks = [
+        BlockRecord(settings=s, status="measured", began_s=0.0, cost_s=1.0, figures=Figures(rate, 100.0, 1000 / rate))
+        for s, rates in ((found.default, own), (best, winners))
+        for rate in rates
+    ]
+    was, now = Fate(found.default, "worse", len(own)), Fate(best, "winner", len(winners))
+    outcome = Outcome("sure", now, was, 0.5, (0.4, 0.6), True, (was, now), len(blocks), 1.0, 48)
+    return TuneRun(
+        id="t", session="s", node="pi1", url="http://x", bench_version="1", started_at="2026-01-01T00:00:00+00:00",
+        question=Question(), plan=found, blocks=blocks, outcome=outcome,
+    )  # fmt: skip
+
+
+def test_a_winner_that_its_own_blocks_bear_out_is_written() -> None:
+    assert why_not(raced([5.0, 5.1], [7.5, 7.6])) == ""
+
+
+def test_a_race_on_a_machine_with_more_noise_than_expected_writes_nothing() -> None:
+    assert "is the machine busy?" in why_not(raced([100.0, 40.0], [150.0, 95.0]))
+
+
+def test_one_block_of_the_nodes_own_settings_is_not_enough() -> None:
+    assert "not surely better" in why_not(raced([5.0], [7.5, 7.6]))
 
 
 def node(**fields: Any) -> dict[str, Any]:
