@@ -32,30 +32,33 @@ def restarts(before: Node, after: Node) -> Iterator[Mark]:
     if was and now and was != now:
         yield Mark("rebooted", "the node was started anew meanwhile", "measure again")
         return
-    uptime = [_at(node, "appliance", "uptime_s") for node in (before, after)]
-    if None not in uptime and uptime[1] < uptime[0]:
+    began, ended = (_number(node, "appliance", "uptime_s") for node in (before, after))
+    if began is not None and ended is not None and ended < began:
         yield Mark("restarted", "the appliance was restarted meanwhile", "measure again")
 
 
 def throttling(before: Node, after: Node) -> Iterator[Mark]:
     """1. A look in between found a bit set. 2. It is set now. 3. The firmware remembers one that it did not before."""
-    times = [_at(node, "throttling_seen", "times") or {} for node in (before, after)]
-    seen = {name for name, count in times[1].items() if count > times[0].get(name, 0)}
-    seen |= set(_at(after, "throttling", "now") or ())
-    seen |= set(_at(after, "throttling", "since_boot") or ()) - set(_at(before, "throttling", "since_boot") or ())
+    earlier = _at(before, "throttling_seen", "times")
+    earlier = earlier if isinstance(earlier, Mapping) else {}
+    later = _at(after, "throttling_seen", "times")
+    later = later if isinstance(later, Mapping) else {}
+    seen = {name for name, count in later.items() if count != earlier.get(name, 0)}
+    seen |= _names(after, "now")
+    seen |= _names(after, "since_boot") - _names(before, "since_boot")
     for name in sorted(seen):
         remedy = REMEDIES.get(name, "see what `vcgencmd get_throttled` says")
         yield Mark(name, f"the board reported: {name.replace('_', ' ')}", remedy)
 
 
 def swapping(before: Node, after: Node) -> Iterator[Mark]:
-    pages = 0
+    pages = 0.0
     for name in ("pages_swapped_in", "pages_swapped_out"):
-        was, now = _at(before, "memory", name), _at(after, "memory", name)
-        pages += max(0, now - was) if was is not None and now is not None else 0
+        was, now = _number(before, "memory", name), _number(after, "memory", name)
+        pages += max(0.0, now - was) if was is not None and now is not None else 0.0
     if pages > SWAPPED_PAGES:
         remedy = "choose a smaller N_CTX or model, or end what else takes memory"
-        yield Mark("swapping", f"the node swapped {pages} pages", remedy)
+        yield Mark("swapping", f"the node swapped {pages:.0f} pages", remedy)
 
 
 CHECKS: tuple[Callable[[Node, Node], Iterator[Mark]], ...] = (restarts, throttling, swapping)
@@ -67,3 +70,13 @@ def _at(node: Node, *path: str) -> Any:
     for name in path:
         found = found.get(name) if isinstance(found, Mapping) else None
     return found
+
+
+def _number(node: Node, *path: str) -> float | None:
+    found = _at(node, *path)
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _names(node: Node, when: str) -> set[str]:
+    found = _at(node, "throttling", when)
+    return {name for name in found if isinstance(name, str)} if isinstance(found, list | tuple) else set()

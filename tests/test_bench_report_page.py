@@ -69,7 +69,7 @@ def test_an_older_valid_run_stands_for_the_node_and_the_newer_ones_mark_is_told(
 def test_throttling_during_the_run_is_named() -> None:
     low = node_facts(throttling={"bits": "0x4", "now": ["throttled"], "since_boot": []})
     text = page_of(node_of(measured_run(facts=low))).text
-    assert "it throttled: throttled" in text
+    assert "the board reported: throttled; cool the board" in text
 
 
 def test_all_percentiles_of_each_stage_stand_in_tables() -> None:
