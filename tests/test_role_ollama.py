@@ -86,6 +86,19 @@ def test_a_quantized_cache_without_flash_attention_is_refused_and_why() -> None:
     assert refusals(ollama_flash_attention="auto", ollama_kv_cache_type="q8_0") == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ollama_port", 8000), ("ollama_port", 80), ("ollama_port", 65536), ("ollama_memory_max", "80 percent")],
+)
+def test_a_value_that_would_fail_only_when_ollama_starts_is_refused(name: str, value: object) -> None:
+    assert f"{name} is {value!r}" in refusals(**{name: value, "appliance_port": 8000})
+
+
+@pytest.mark.parametrize("value", ["6G", "512M", "62.5%", "infinity"])
+def test_memory_is_bounded_by_a_size_or_a_share(value: str) -> None:
+    assert refusals(ollama_memory_max=value) == ""
+
+
 def test_an_ollama_installed_by_hand_is_refused_or_adopted() -> None:
     there = {"foreign_unit": "/etc/systemd/system/ollama.service", "foreign_binaries": ["/usr/local/bin/ollama"]}
     said = refusals(**there)
