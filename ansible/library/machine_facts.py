@@ -260,7 +260,6 @@ def services() -> dict[str, Any]:
         "has_journal_settings": settings is not None,
         "journal_is_older_than_its_settings": None not in (journal, settings) and settings > journal,  # type: ignore[operator]
         "serves": started("pi-llm.service") is not None,
-        "reboot_required": Path("/run/reboot-required").exists(),
     }
 
 
