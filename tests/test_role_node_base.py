@@ -158,6 +158,12 @@ def test_a_baseline_is_written_whole_and_for_root_alone(tmp_path):
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_package_that_was_cut_off_while_unpacked_is_named(monkeypatch):
+    said = "ok adduser\nreinstreq libc6:arm64\nok apt\n"
+    monkeypatch.setattr(machine_facts, "output", lambda *_: said)
+    assert machine_facts.half_installed() == ["libc6:arm64"]
+
+
 def test_a_dpkg_that_was_interrupted_is_seen_by_what_it_left(tmp_path, monkeypatch):
     monkeypatch.setattr(machine_facts, "DPKG_UPDATES", tmp_path)
     (tmp_path / "tmp.i").touch()

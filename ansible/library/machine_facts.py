@@ -195,6 +195,12 @@ def missing(packages: Iterable[str]) -> list[str]:
     return [package for package in wanted if f"\n{package} installed\n" not in f"\n{listed}\n"]
 
 
+def half_installed() -> list[str]:
+    """Packages that a cut caught while they were unpacked; dpkg refuses to configure them, they must come anew."""
+    listed = output("dpkg-query", "--show", "--showformat=${db:Status-Eflag} ${binary:Package}\n") or ""
+    return [line.split()[1] for line in listed.splitlines() if line.startswith("reinstreq ")]
+
+
 def is_dpkg_interrupted() -> bool:
     """Whether dpkg was killed at its work; apt refuses to go on then, and looks at the same names."""
     return DPKG_UPDATES.is_dir() and any(path.name.isdigit() for path in DPKG_UPDATES.iterdir())
@@ -326,6 +332,7 @@ def main() -> None:
         "missing_packages": missing(module.params["packages"]),
         "has_python_apt": importlib.util.find_spec("apt") is not None,
         "package_lock_holder": lock_holder_after(module.params["package_lock_wait_s"]),
+        "half_installed_packages": half_installed(),
         "dpkg_interrupted": is_dpkg_interrupted(),  # after the wait: while dpkg works it looks the same
     }
     for hint in hints(machine):

@@ -39,6 +39,15 @@ def test_a_dpkg_that_was_interrupted_is_finished(one: Node) -> None:
     assert one.sh("dpkg --audit; apt-get check --quiet=2") == ""
 
 
+def test_power_is_cut_while_a_package_is_unpacked(one: Node) -> None:
+    one.sh("apt-get purge --quiet=2 --yes zstd >/dev/null")
+    run = site(one, "--tags=node_base", "-e", json.dumps({"node_base_packages": ["zstd"]}))
+    run.reach_on(one, "dpkg-query --show --showformat='${db:Status-Eflag}\\n' | grep -q reinstreq", freeze="dpkg")
+    cut(one, run)
+    site(one, "--tags=node_base").succeed()
+    assert one.sh("dpkg --audit; apt-get check --quiet=2") == ""
+
+
 def test_a_download_that_comes_damaged(one: Node, tmp_path: Path) -> None:
     with serving(fleet.RELEASES, Faults(corrupt=True), GATEWAY) as server:
         said = site(one, "-e", f"ollama_url={server.url}/{DOWNLOAD}", "-e", f"ollama_cache_dir={tmp_path}").fail()
