@@ -61,10 +61,8 @@ def test_a_killed_rollback_goes_on_and_not_forward_again(nodes: list[Node]) -> N
     require_running(nodes[2], 20)
 
 
-def test_a_node_that_loses_power_in_its_turn_is_made_whole_by_the_next_run(nodes: list[Node]) -> None:
-    ran = rolls.run("profile.yml", LIMIT, settings(23), at={"Restart Ollama": lambda: podman.off("rolling3")})
-    assert ran.status != 0
-    podman.on("rolling3")
+def test_a_node_that_loses_power_in_its_turn_is_made_whole_by_that_run_or_the_next(nodes: list[Node]) -> None:
+    rolls.run("profile.yml", LIMIT, settings(23), at={"Restart Ollama": lambda: podman.cut("rolling3")})
     ran = rolls.run("profile.yml", LIMIT, settings(23))
     assert ran.status == 0, ran.output
     require_running(nodes[2], 23)
