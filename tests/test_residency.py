@@ -47,7 +47,7 @@ class FakeEngine(Engine):
         if not self.is_up:
             raise EngineUnreachable("gone")
         size = min(self.options.num_ctx, self.trained_context)
-        return [LoadedModel(MODEL, MODEL, "", size)] if self.is_loaded else []
+        return [LoadedModel(MODEL, MODEL, context_length=size)] if self.is_loaded else []
 
     def has_model(self) -> bool:
         return self.is_present
