@@ -13,6 +13,7 @@ TESTING := tests/requirements.lock
 INSTALL := $(PY) -m pip install --retries 2 --quiet --disable-pip-version-check
 OFFLINE := { echo "installing failed: does this machine reach a package index?" >&2; exit 1; }
 COMPILE = $(PY) -m uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
+SCENARIOS = $(notdir $(patsubst %/molecule.yml,%,$(wildcard ansible/molecule/*/molecule.yml)))
 MOLECULE = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MOLECULE_GLOB='ansible/molecule/*/molecule.yml' \
   MOLECULE_ANSIBLE_ARGS_STRICT_MODE=1 molecule -c ansible/molecule/config.yml
 
@@ -37,8 +38,17 @@ test: lint $(VENV)/testing ## All tests, of every tier
 test-fast: $(VENV)/testing ## Tier 1: pure code, no servers
 	$(PY) -m pytest -m "not tier2"
 
+# The first scenario makes what all need. The others wait much, for boots and time-outs, so two run at a time.
 test-hosts: | preflight-hosts $(VENV)/testing ## Playbooks on hosts with real systemd, as root (SCENARIO=, COMMAND=converge)
+ifneq ($(SCENARIO)$(COMMAND),)
 	$(MOLECULE) $(or $(COMMAND),test) $(if $(SCENARIO),--scenario-name $(SCENARIO),--all)
+else
+	$(MOLECULE) test --scenario-name default
+	$(MAKE) --jobs=2 --output-sync=target $(patsubst %,scenario-%,$(filter-out default,$(SCENARIOS)))
+endif
+
+scenario-%:
+	$(MOLECULE) test --scenario-name $*
 
 lint: $(VENV)/testing ## ruff, mypy, yamllint, ansible-lint, and that what is generated is current
 	$(PY) -m ruff check .
