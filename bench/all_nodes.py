@@ -9,8 +9,8 @@ import gevent
 from gevent.event import Event
 from gevent.pool import Pool
 
-from bench.client import Target
-from bench.node_run import Interrupted
+from bench.running.client import Target
+from bench.running.node_run import Interrupted
 
 AT_ONCE = 256  # a controller holds some sockets and files for each
 

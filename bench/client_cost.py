@@ -18,7 +18,7 @@ from collections.abc import Callable  # noqa: E402
 
 from appliance.engine import Engine  # noqa: E402
 from appliance.protocol import LoadOptions, Prompt  # noqa: E402
-from bench.fake_handle import running_fake_engine  # noqa: E402
+from bench.fake.handle import running_fake_engine  # noqa: E402
 
 ROUNDS = 7
 TOKENS = 500

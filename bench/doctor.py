@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.board_validity import REMEDIES
-from bench.meter import not_in_force
-from bench.outliers import outliers
-from bench.profile import TunedProfile, is_stale
+from bench.inventory.tuned_file import TunedProfile, is_stale
+from bench.running.board_validity import REMEDIES
+from bench.statistics.outliers import outliers
+from bench.tuning.meter import not_in_force
 
 # What should be the same: on all nodes, or on all with the same board.
 EVERYWHERE = {

@@ -1,6 +1,6 @@
 """`python -m bench.fleet_scale`: what a node costs bench, in fleets of 10, 100 and 1,000 of them.
 
-Light fake nodes (bench/fake_fleet.py) answer at a Pi's pace, all at the same time. Measured are, each as a process of
+Light fake nodes (bench/fake/fleet.py) answer at a Pi's pace, all at the same time. Measured are, each as a process of
 its own: `bench run` over them, writing a profile for each into an inventory, reading all of them again, what Ansible
 takes to read that inventory, `bench show` and `bench report`. CPU is the process's and its children's, memory that of
 the largest of them, as the kernel counted them at the end. Rounds turn through the sizes.
@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from bench import profile, runfile
-from bench.profile import Measured, Provenance, TunedProfile
+from bench.inventory import tuned_file
+from bench.inventory.tuned_file import Measured, Provenance, TunedProfile
+from bench.running import runfile
 
 ROOT = Path(__file__).resolve().parent.parent
 ANSIBLE = Path(sys.executable).parent / "ansible-inventory"
@@ -95,7 +96,7 @@ def name(port: int) -> str:
 def fleet(count: int) -> Iterator[list[int]]:
     """So many fake nodes; their ports."""
     pace = ["--tokens-per-s", str(TOKENS_PER_S), "--prefill-s", str(PREFILL_S)]
-    command = [sys.executable, "-m", "bench.fake_fleet", "--nodes", str(count), *pace]
+    command = [sys.executable, "-m", "bench.fake.fleet", "--nodes", str(count), *pace]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
         try:
             assert process.stdout
@@ -127,12 +128,12 @@ def lay_out(inventory: Path, ports: Sequence[int]) -> None:
 def write(inventory: Path) -> None:
     """A profile for each node, as a tune writes it: checked, kept, put in place whole, read again."""
     for each in json.loads((inventory / "hosts.json").read_text())["nodes"]["hosts"]:
-        profile.write(inventory, each, PROFILE)
+        tuned_file.write(inventory, each, PROFILE)
 
 
 def read(inventory: Path) -> None:
     for each in json.loads((inventory / "hosts.json").read_text())["nodes"]["hosts"]:
-        if profile.read(inventory, each) != PROFILE:
+        if tuned_file.read(inventory, each) != PROFILE:
             raise SystemExit(f"{each}: the profile is not what was written")
 
 

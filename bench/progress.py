@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from bench.node_run import Progress
+from bench.running.node_run import Progress
 
 DRAW_EVERY_S = 0.5
 

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from appliance.bandwidth_probe import Bandwidth
-from bench.client import BenchError, Patience, Target, events
+from bench.running.client import BenchError, Patience, Target, events
 
 PATH = "/node/bandwidth"
 PATIENCE = Patience(answer_s=300.0)  # generations that run end first

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from bench.meter import not_in_force
-from bench.profile import TunedProfile, is_stale
-from bench.report_data import RunView, found
+from bench.inventory.tuned_file import TunedProfile, is_stale
+from bench.report.data import RunView, found
 from bench.roofline import share
-from bench.run_table import figure
-from bench.summary import Estimate
+from bench.running.run_table import figure
+from bench.running.summary import Estimate
+from bench.tuning.meter import not_in_force
 
 HEADS = ("node", "board", "model", "decode tok/s", "n", "of roofline", "throttled", "profile", "measured")
 DAY_S, HOUR_S = 86400.0, 3600.0

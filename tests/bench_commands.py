@@ -11,8 +11,8 @@ from typing import Any
 
 from harness import DEADLINE_S, PROJECT, Node
 
-from bench import profile
-from bench.profile import Provenance, TunedProfile
+from bench.inventory import tuned_file
+from bench.inventory.tuned_file import Provenance, TunedProfile
 
 PACKAGES = os.pathsep.join([str(PROJECT), *(path for path in sys.path if path.endswith("site-packages"))])
 
@@ -58,9 +58,9 @@ class Bench:
         return json.loads(out)
 
     def profile(self, node: str = "pi1") -> TunedProfile | None:
-        return profile.read(self.inventory, node)
+        return tuned_file.read(self.inventory, node)
 
     def give(self, node: str = "pi1", **env: int | str) -> Path:
         """Write this profile, as a tune would."""
         given = TunedProfile(env=env, measured={}, provenance=Provenance(run="a run", at="2026-01-01T00:00:00Z"))
-        return profile.write(self.inventory, node, given)
+        return tuned_file.write(self.inventory, node, given)

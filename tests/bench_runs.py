@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.samples import ClosedLoop, Counts, Failure, Run, Sample, Settings, Stage
-from bench.trace import Calibration
+from bench.running.samples import ClosedLoop, Counts, Failure, Run, Sample, Settings, Stage
+from bench.running.trace import Calibration
 
 TOKENS = 5
 

@@ -13,7 +13,7 @@ import pytest
 from harness import Node, running_node
 from hypothesis import HealthCheck, settings
 
-from bench.fake_handle import FakeHandle, running_fake_engine
+from bench.fake.handle import FakeHandle, running_fake_engine
 
 LOG_TAIL = 6000
 

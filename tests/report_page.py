@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 
 from report_results import Run, TuneRun, VerifyRun
 
-from bench.markup import VOID
-from bench.report import page
-from bench.report_data import NodeView, Results, view
+from bench.report.data import NodeView, Results, view
+from bench.report.markup import VOID
+from bench.report.page import page
 
 NOW = datetime(2026, 1, 10, 12, 0, tzinfo=UTC)
 

@@ -13,16 +13,18 @@ from typing import Any
 import msgspec
 from bench_runs import made, run_of
 
-from bench import runfile, surfaces, tune_file, validity, verify_file
-from bench.block import Question
-from bench.comparison import Verdict
-from bench.profile import Measured, Provenance, TunedProfile
-from bench.racing import Plan, Race
-from bench.samples import ClosedLoop, Facts, Failure, Mark, Run, Sample, Stage
-from bench.space import Settings
-from bench.surfaces import Machine, Noise
-from bench.tune_file import BlockRecord, TuneRun
-from bench.verify_file import VerifyRun
+from bench.inventory.tuned_file import Measured, Provenance, TunedProfile
+from bench.running import runfile, validity
+from bench.running.samples import ClosedLoop, Facts, Failure, Mark, Run, Sample, Stage
+from bench.statistics.comparison import Verdict
+from bench.truth import surfaces
+from bench.truth.surfaces import Machine, Noise
+from bench.tuning import tune_file, verify_file
+from bench.tuning.block import Question
+from bench.tuning.racing import Plan, Race
+from bench.tuning.space import Settings
+from bench.tuning.tune_file import BlockRecord, TuneRun
+from bench.tuning.verify_file import VerifyRun
 
 TOKENS = 32
 SETTINGS = {"N_CTX": 512, "N_THREADS": 4, "N_BATCH": 512, "MAX_CONCURRENT_REQUESTS": 4}

@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import pytest
 
-from bench.additive import Observation, fit
+from bench.statistics.additive import Observation, fit
 
 TRUTH = {"a": 0.0, "b": -0.05, "c": -0.10, "d": 0.03}
 

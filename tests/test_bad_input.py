@@ -12,7 +12,7 @@ from harness import Exchange, Node, wait_until
 
 from appliance.bodies import BODY_LIMIT_BYTES
 from appliance.keys import KeyStore
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from harness import LINGER_0, free_port
 
-from bench.client import Patience, Reply, Target, WrongKey, generate
+from bench.running.client import Patience, Reply, Target, WrongKey, generate
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 TOKEN = b'event: token\ndata: {"token": " fall", "done": false}\n\n'

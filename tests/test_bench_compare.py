@@ -11,10 +11,10 @@ import pytest
 from bench_runs import made, stage_of
 from click.testing import CliRunner
 
-from bench import runfile
 from bench.commands.compare import command
-from bench.samples import Mark, Run, Settings
-from bench.two_runs import _below, differences, rows, two_samples
+from bench.running import runfile
+from bench.running.samples import Mark, Run, Settings
+from bench.running.two_runs import _below, differences, rows, two_samples
 
 
 def noise(rng: random.Random, n: int = 20, shift: float = 0.0) -> list[float]:

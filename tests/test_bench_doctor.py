@@ -6,8 +6,8 @@ import random
 from typing import Any
 
 from bench.doctor import Finding, Patient, findings
-from bench.outliers import TEST, outliers
-from bench.profile import Provenance, TunedProfile
+from bench.inventory.tuned_file import Provenance, TunedProfile
+from bench.statistics.outliers import TEST, outliers
 
 
 def facts(**fields: Any) -> dict[str, Any]:

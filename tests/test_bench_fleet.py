@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from bench import fleet
-from bench.fleet import Fleet, FleetError, Vault
-from bench.profile import NAME
+from bench.inventory import fleet
+from bench.inventory.fleet import Fleet, FleetError, Vault
+from bench.inventory.tuned_file import NAME
 
 KEY = "pk_0123456789ab_Secret"
 PASSWORD = "the vault's own"

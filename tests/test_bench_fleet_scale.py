@@ -5,9 +5,9 @@ from __future__ import annotations
 import gevent
 import pytest
 
-from bench.client import Patience, Target, generate, get
 from bench.fleet_scale import Cost, fleet, table
-from bench.node_facts import counters, require_ready
+from bench.running.client import Patience, Target, generate, get
+from bench.running.node_facts import counters, require_ready
 
 
 def row_of(costs: list[Cost], nodes: str) -> list[str]:

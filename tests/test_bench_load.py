@@ -10,10 +10,10 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from bench.client import BenchError, Reply, WrongKey
-from bench.load import GONE_AFTER, Loading, NodeGone, TraceRefused, keep_up
-from bench.samples import ClosedLoop, Counts, Failure, Load, OpenLoop, Stage
-from bench.trace import Calibration, Prompt, Trace
+from bench.running.client import BenchError, Reply, WrongKey
+from bench.running.load import GONE_AFTER, Loading, NodeGone, TraceRefused, keep_up
+from bench.running.samples import ClosedLoop, Counts, Failure, Load, OpenLoop, Stage
+from bench.running.trace import Calibration, Prompt, Trace
 
 COUNTS = Counts(prompt_tokens=30, completion_tokens=2, finish_reason="length")
 

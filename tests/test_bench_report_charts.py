@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.report_charts import axis, bar, point
-from bench.report_plot import Point, plot
-from bench.report_scale import Scale
-from bench.summary import Estimate
+from bench.report.charts import axis, bar, point
+from bench.report.plot import Point, plot
+from bench.report.scale import Scale
+from bench.running.summary import Estimate
 
 VALUES = st.lists(st.floats(min_value=0.001, max_value=1e7), min_size=1, max_size=8)
 

@@ -9,10 +9,10 @@ import pytest
 from report_page import page_of
 from report_results import SETTINGS, measured_run, node_facts, tuned, verified, write
 
-from bench import profile
-from bench.profile import Measured, Provenance, TunedProfile
-from bench.report_data import changed, gathered, throttling
-from bench.report_profile import profile_of
+from bench.inventory import tuned_file
+from bench.inventory.tuned_file import Measured, Provenance, TunedProfile
+from bench.report.data import changed, gathered, throttling
+from bench.report.profile import profile_of
 
 PROFILE = TunedProfile(
     env={"N_CTX": 512, "N_THREADS": 4},
@@ -73,7 +73,7 @@ def test_settings_that_one_side_did_not_tell_are_no_change() -> None:
 def test_the_profile_is_the_inventorys_with_its_age_and_why_it_is_stale(tmp_path: Path) -> None:
     inventory = tmp_path / "inventory"
     inventory.mkdir()
-    profile.write(inventory, "pi1", PROFILE)
+    tuned_file.write(inventory, "pi1", PROFILE)
     write(tmp_path / "results", measured_run(), tuned())
     (node,) = gathered(tmp_path / "results", [tmp_path / "none", inventory]).nodes
     found = profile_of(node)

@@ -8,9 +8,9 @@ import pytest
 from report_page import Page, node_of, page_of
 from report_results import measured_run, node_facts, tuned, write
 
-from bench.markup import Markup, element, joined
-from bench.report_data import gathered
-from bench.samples import Mark
+from bench.report.data import gathered
+from bench.report.markup import Markup, element, joined
+from bench.running.samples import Mark
 
 EVIL = "</style></title><script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 

@@ -7,7 +7,7 @@ import re
 from report_page import node_of, page_of
 from report_results import SLOWER, TOKENS, UNDERVOLTAGE, measured_run, node_facts, tuned, verified
 
-from bench.run_table import number
+from bench.running.run_table import number
 
 
 def test_it_loads_nothing_from_anywhere_and_runs_no_script() -> None:

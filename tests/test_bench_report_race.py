@@ -6,8 +6,8 @@ import msgspec
 from report_page import node_of, page_of
 from report_results import tuned
 
-from bench.report_parts import share
-from bench.report_settings import SETTINGS_SHOWN
+from bench.report.parts import share
+from bench.report.settings import SETTINGS_SHOWN
 
 
 def test_the_winner_is_marked_once_and_in_words() -> None:

@@ -17,8 +17,8 @@ import pytest
 from bench_commands import Bench
 from harness import DEADLINE_S, Node, free_port, wait_until
 
-from bench import tune_file
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
+from bench.tuning import tune_file
 
 pytestmark = pytest.mark.tier2
 
@@ -109,7 +109,7 @@ def bench(deployed: Deployed, tmp_path: Path) -> Bench:
 def test_slots_are_tuned_by_deploying_them_and_the_nodes_own_are_put_back(bench: Bench, deployed: Deployed) -> None:
     (told,) = bench.told("tune", *AXES)["nodes"]
     assert told["written"] == "written"
-    found = bench.profile()
+    found = bench.inventory.tuned_file()
     assert found is not None
     assert found.env["MAX_CONCURRENT_REQUESTS"] == 4
     envs = [call["env"] for call in deployed.calls]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from harness import DEADLINE_S, PROJECT, Node, free_port, running_node, wait_until
 
-from bench import runfile
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
+from bench.running import runfile
 
 pytestmark = pytest.mark.tier2
 

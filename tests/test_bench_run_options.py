@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from bench.__main__ import main
 from bench.commands.run import exit_status
 from bench.commands.values import seconds_of
-from bench.samples import Mark
-from bench.session import Measured
+from bench.running.samples import Mark
+from bench.running.session import Measured
 
 NODE = ("--node", "http://pi1:8000")
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from bench_runs import failed, made, run_of, stage_of
 
-from bench import runfile
-from bench.runfile import NewerFormat, RunFileError
-from bench.samples import Mark, OpenLoop
+from bench.running import runfile
+from bench.running.runfile import NewerFormat, RunFileError
+from bench.running.samples import Mark, OpenLoop
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from bench_runs import failed, made
 
-from bench.samples import Failure
+from bench.running.samples import Failure
 
 
 def test_times_count_from_the_planned_sending() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.saturation import Point, next_concurrency, saturation
-from bench.summary import Estimate
+from bench.running.saturation import Point, next_concurrency, saturation
+from bench.running.summary import Estimate
 
 
 def point(concurrency: int, tokens_per_s: float, spread: float = 0.02, failed: float = 0.0) -> Point:

@@ -7,9 +7,9 @@ from typing import Any
 
 from bench_runs import made, stage_of
 
-from bench.profile import Provenance, TunedProfile
-from bench.report_data import view
-from bench.samples import Run, Settings
+from bench.inventory.tuned_file import Provenance, TunedProfile
+from bench.report.data import view
+from bench.running.samples import Run, Settings
 from bench.show import row, table
 
 NOW = datetime(2026, 1, 11, tzinfo=UTC)

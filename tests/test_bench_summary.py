@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from bench_runs import failed, made, stage_of
 
-from bench.samples import Counts
-from bench.summary import Estimate, Quantity, ServiceLevel, StageSummary, quantity, stage_summary, throughput
+from bench.running.samples import Counts
+from bench.running.summary import Estimate, Quantity, ServiceLevel, StageSummary, quantity, stage_summary, throughput
 
 
 def summary_of(*samples: object, level: ServiceLevel | None = None, **fields: object) -> StageSummary:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from bench.trace import LONGEST_WORDS, NUMBERS, PROMPT_LIMIT_CHARS, WORDS, Calibration, Trace, arrivals
+from bench.running.trace import LONGEST_WORDS, NUMBERS, PROMPT_LIMIT_CHARS, WORDS, Calibration, Trace, arrivals
 
 TRACE = Trace(7, (32, 128), Calibration(20, 1.0))
 

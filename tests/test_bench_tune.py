@@ -13,9 +13,11 @@ import pytest
 from bench_commands import Bench
 from harness import DEADLINE_S, PROJECT, Node, free_port, wait_until
 
-from bench import profile, runfile, tune_file
-from bench.fake_handle import FakeHandle
-from bench.tune_file import TuneRun
+from bench.fake.handle import FakeHandle
+from bench.inventory import tuned_file
+from bench.running import runfile
+from bench.tuning import tune_file
+from bench.tuning.tune_file import TuneRun
 
 pytestmark = pytest.mark.tier2
 
@@ -41,7 +43,7 @@ def newest(bench: Bench) -> TuneRun:
 def test_it_finds_the_best_settings_and_writes_them(bench: Bench) -> None:
     (told,) = bench.told("tune", *AXES)["nodes"]
     assert (told["written"], told["outcome"]["stopped"]) == ("written", "sure")
-    found = bench.profile()
+    found = bench.inventory.tuned_file()
     assert found is not None
     assert {name: found.env[name] for name in SETTINGS if name in found.env} == {
         "N_CTX": 512,
@@ -76,13 +78,13 @@ def test_a_dry_run_shows_the_diff_and_writes_nothing(bench: Bench) -> None:
     status, out, _ = bench("tune", *AXES, "--dry-run")
     assert status == 0
     assert "+    N_THREADS: 2" in out
-    assert bench.profile() is None
+    assert bench.inventory.tuned_file() is None
 
 
 def test_settings_that_are_best_already_are_left_alone(bench: Bench) -> None:
     (told,) = bench.told("tune", *AXES, "--threads", "1", "--batch", "64,128")["nodes"]
     assert (told["written"], told["outcome"]["is_better"]) == ("in force", False)
-    assert bench.profile() is None
+    assert bench.inventory.tuned_file() is None
 
 
 def test_what_is_not_surely_better_is_written_only_by_force(bench: Bench, engine: FakeHandle) -> None:
@@ -90,7 +92,7 @@ def test_what_is_not_surely_better_is_written_only_by_force(bench: Bench, engine
     arguments = (*AXES, "--batch", "64", "--budget", "2s")
     (told,) = bench.told("tune", *arguments, "--force")["nodes"]
     assert told["written"] in ("written", "in force")
-    assert (bench.profile() is not None) == (told["written"] == "written")
+    assert (bench.inventory.tuned_file() is not None) == (told["written"] == "written")
 
 
 def test_settings_that_the_engine_cannot_load_are_ruled_out_with_its_reason(bench: Bench, engine: FakeHandle) -> None:
@@ -111,7 +113,7 @@ def test_an_interrupted_tune_keeps_its_blocks_and_goes_on(bench: Bench, engine: 
     _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130, err
     kept = newest(bench)
-    assert (kept.status, len(kept.blocks) > 2, bench.profile()) == ("interrupted", True, None)
+    assert (kept.status, len(kept.blocks) > 2, bench.inventory.tuned_file()) == ("interrupted", True, None)
 
     (told,) = bench.told("tune", "--resume")["nodes"]
     run = newest(bench)
@@ -136,7 +138,7 @@ def test_resuming_refuses_another_race(bench: Bench) -> None:
 
 
 def test_two_tunes_of_one_inventory_are_told_of_each_other(bench: Bench) -> None:
-    with profile.locked(bench.inventory):
+    with tuned_file.locked(bench.inventory):
         status, _, err = bench("tune", *AXES)
     assert status == 1
     assert "another bench tunes" in err

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from bench.arms import NothingToVerify, arms, looks_of
-from bench.block import REFUSED, Busy, Gone, Question, SettingsRefused, meaning
-from bench.blocks import BlockRecord
-from bench.board_validity import marks
-from bench.client import Target
-from bench.comparison import LOOKS
-from bench.meter import streams_of
-from bench.objective import Figures
-from bench.racing import Fate, Outcome
-from bench.samples import Failure
-from bench.space import Settings
-from bench.tune_file import TuneRun
-from bench.tuned import Wanted, metric, plan, why_not
+from bench.running.board_validity import marks
+from bench.running.client import Target
+from bench.running.samples import Failure
+from bench.statistics.comparison import LOOKS
+from bench.tuning.arms import NothingToVerify, arms, looks_of
+from bench.tuning.block import REFUSED, Busy, Gone, Question, SettingsRefused, meaning
+from bench.tuning.blocks import BlockRecord
+from bench.tuning.meter import streams_of
+from bench.tuning.objective import Figures
+from bench.tuning.racing import Fate, Outcome
+from bench.tuning.space import Settings
+from bench.tuning.tune_file import TuneRun
+from bench.tuning.tuned import Wanted, metric, plan, why_not
 
 PI: dict[str, Any] = {"board": {"cores": 4}, "model": {"trained_context": 2048}, "memory": {"total_mib": 4096}}
 OWN = {"N_CTX": 512, "N_THREADS": 4, "N_BATCH": 128}

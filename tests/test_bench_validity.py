@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from bench_runs import failed, made, run_of, stage_of
 
-from bench.lateness import Reading, cost
-from bench.samples import ClientCost, Facts, Run, Sample
-from bench.validity import GENERATIONS, LOADS, marks
+from bench.running.lateness import Reading, cost
+from bench.running.samples import ClientCost, Facts, Run, Sample
+from bench.running.validity import GENERATIONS, LOADS, marks
 
 
 def sitting(*samples: Sample, generations: float, loads: float = 0.0) -> Run:

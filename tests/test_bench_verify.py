@@ -9,8 +9,9 @@ import pytest
 from bench_commands import Bench
 from harness import DEADLINE_S, Node, wait_until
 
-from bench import profile, verify_file
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
+from bench.inventory import tuned_file
+from bench.tuning import verify_file
 
 pytestmark = pytest.mark.tier2
 
@@ -37,7 +38,7 @@ def test_a_profile_that_helped_is_faster_and_stays(bench: Bench, engine: FakeHan
     assert told["words"].startswith("faster by ")
     assert (told["verdict"]["kind"], told["put_back"]) == ("faster", False)
     assert abs(told["verdict"]["change"] - 0.3) < 0.1
-    found = bench.profile()
+    found = bench.inventory.tuned_file()
     assert found is not None
     assert found.env == NOW
 
@@ -48,7 +49,7 @@ def test_a_profile_that_made_it_slower_is_put_back(bench: Bench, engine: FakeHan
     assert status == EXIT_SLOWER
     assert "slower by " in out
     assert "ansible/profile.yml --limit pi1,localhost" in out
-    found, before = bench.profile(), profile.read_previous(bench.inventory, "pi1")
+    found, before = bench.inventory.tuned_file(), tuned_file.read_previous(bench.inventory, "pi1")
     assert found is not None
     assert before is not None
     assert (found.env, before.env) == (OTHER, NOW)
@@ -57,7 +58,7 @@ def test_a_profile_that_made_it_slower_is_put_back(bench: Bench, engine: FakeHan
 def test_a_dry_run_puts_nothing_back(bench: Bench, engine: FakeHandle) -> None:
     engine.turn(factors="num_thread=1:1.3")
     (told,) = bench.told("verify", *QUICK, "--dry-run", status=EXIT_SLOWER)["nodes"]
-    found = bench.profile()
+    found = bench.inventory.tuned_file()
     assert (told["verdict"]["kind"], told["put_back"]) == ("slower", False)
     assert found is not None
     assert found.env == NOW
@@ -67,7 +68,7 @@ def test_telling_a_verdict_again_puts_nothing_back_twice(bench: Bench, engine: F
     engine.turn(factors="num_thread=1:1.3")
     bench.told("verify", *QUICK, status=EXIT_SLOWER)
     bench.told("verify", "--resume", status=EXIT_SLOWER)
-    found = bench.profile()
+    found = bench.inventory.tuned_file()
     assert found is not None
     assert found.env == OTHER
 

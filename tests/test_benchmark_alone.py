@@ -10,7 +10,7 @@ import pytest
 from benchmark_client import benchmark
 from harness import DEADLINE_S, Exchange, Node, names_of, running_node, wait_until
 
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

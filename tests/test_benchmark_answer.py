@@ -9,7 +9,7 @@ import pytest
 from benchmark_client import benchmark
 from harness import Node, names_of, post
 
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from harness import Exchange, Node, wait_until
 
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.comparison import ALPHA, LOOKS, Look, Verdict, compare, first_arms, looks, signed_rank
-from bench.intervals import NormalDist
+from bench.statistics.comparison import ALPHA, LOOKS, Look, Verdict, compare, first_arms, looks, signed_rank
+from bench.statistics.intervals import NormalDist
 
 FLAT = [10.0, 10.1, 9.9, 10.2, 9.8, 10.05, 9.95, 10.15, 9.85, 10.02, 9.98, 10.07]
 

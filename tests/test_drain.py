@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from harness import DEADLINE_S, Event, Exchange, Node, free_port, names_of, running_node, wait_until
 
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from harness import Node, names_of, text_of, wait_until
 
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from bench import ollama_bytes as wire
-from bench.fake_answer import count_prompt_tokens, inside_a_character
-from bench.fake_handle import FakeHandle, running_fake_engine
+from bench.fake import ollama_bytes as wire
+from bench.fake.answer import count_prompt_tokens, inside_a_character
+from bench.fake.handle import FakeHandle, running_fake_engine
 
 MODEL = "smollm2:135m"
 DATE = "Sun, 22 Nov 2026 19:36:12 GMT"

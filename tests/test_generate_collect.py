@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from harness import Node, wait_until
 
-from bench.fake_answer import CJK
-from bench.fake_handle import FakeHandle
+from bench.fake.answer import CJK
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

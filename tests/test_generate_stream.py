@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from harness import Node, names_of, text_of
 
-from bench.fake_answer import CJK, EMOJI, WORDS
-from bench.fake_handle import FakeHandle
+from bench.fake.answer import CJK, EMOJI, WORDS
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

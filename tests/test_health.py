@@ -11,7 +11,7 @@ import pytest
 from harness import Node, names_of, wait_until
 
 from appliance import __version__, release_of
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

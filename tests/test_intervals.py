@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.intervals import (
+from bench.statistics.intervals import (
     Interval,
     batches,
     binomial_below,

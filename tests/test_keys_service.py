@@ -14,7 +14,7 @@ from harness import PEPPER, Answer, Exchange, Node, post, running_node, serve_in
 
 from appliance.key import digest, joined, new_parts, pepper_check
 from appliance.keys import KeyStore
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

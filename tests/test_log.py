@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from harness import PEPPER, Node, running_node, wait_until
 
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

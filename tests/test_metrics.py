@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from harness import Node
 
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

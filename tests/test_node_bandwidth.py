@@ -20,8 +20,8 @@ from appliance.bandwidth import MemoryBandwidth
 from appliance.bandwidth_probe import Bandwidth, Reading
 from appliance.config import Config
 from bench import roofline
-from bench.client import RequestFailed, Target
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
+from bench.running.client import RequestFailed, Target
 
 SETTINGS = {"MAX_CONCURRENT_REQUESTS": 2}
 FIGURE = Bandwidth(

@@ -20,7 +20,7 @@ from appliance.engine import Engine
 from appliance.machine import Throttling
 from appliance.node import BELIEVED_S, WATCH_FOR_S, ThrottleWatch
 from appliance.protocol import LoadOptions
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 SETTINGS = {"MAX_CONCURRENT_REQUESTS": 2, "N_CTX": 1024}
 DIGEST = "357c53fb659c5076de1d65ccb0b397446227b71a42be9d1603d46168015c9e4b"

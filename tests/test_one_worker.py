@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from harness import Node, free_port, running_node, serve_in_vain
 
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

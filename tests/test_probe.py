@@ -14,7 +14,7 @@ from harness import PEPPER, Node, free_port, running_node
 from appliance import __version__
 from appliance.keys import KeyStore
 from appliance.probekey import obtain
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 from harness import Event, Exchange, Node, names_of
 
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

@@ -10,9 +10,9 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from bench.objective import Figures, Limits
-from bench.racing import ATTEMPTS, Block, Outcome, Plan, Race
-from bench.space import Axis, Settings, Space
+from bench.tuning.objective import Figures, Limits
+from bench.tuning.racing import ATTEMPTS, Block, Outcome, Plan, Race
+from bench.tuning.space import Axis, Settings, Space
 
 SPACE = Space((Axis("N_CTX", (512, 1024)), Axis("N_THREADS", (2, 3, 4)), Axis("N_BATCH", (64, 128))))
 DEFAULT = Settings.of(N_CTX=512, N_THREADS=4, N_BATCH=64)

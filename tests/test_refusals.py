@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from harness import Node
 
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

@@ -18,7 +18,7 @@ from appliance.engine import Engine, LoadOptions
 from appliance.keyring import KeyRing
 from appliance.keys import KeyStore
 from appliance.residency import Residency
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 
 pytestmark = pytest.mark.tier2
 

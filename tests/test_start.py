@@ -14,7 +14,7 @@ import pytest
 from harness import DEADLINE_S, Node, free_port, running_node, wait_until
 
 from appliance import server
-from bench.fake_handle import FakeHandle, running_fake_engine
+from bench.fake.handle import FakeHandle, running_fake_engine
 
 pytestmark = pytest.mark.tier2
 

@@ -11,13 +11,13 @@ from collections.abc import Iterable
 
 import pytest
 
-from bench import truth
-from bench.comparison import LOOKS, compare
-from bench.intervals import binomial_below
-from bench.rate import Rate
-from bench.surfaces import DEFAULT, LIVE_SPACE, SURFACES, Machine, Noise
-from bench.truth_comparison import compared, coverage_rates, series
-from bench.truth_race import NEAR_ENOUGH, quality, raced
+from bench.statistics.comparison import LOOKS, compare
+from bench.statistics.intervals import binomial_below
+from bench.truth import __main__ as truth
+from bench.truth.comparison import compared, coverage_rates, series
+from bench.truth.race import NEAR_ENOUGH, quality, raced
+from bench.truth.rate import Rate
+from bench.truth.surfaces import DEFAULT, LIVE_SPACE, SURFACES, Machine, Noise
 
 CHANCE = 1e-4
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 import msgspec
 
-from bench import runfile
-from bench.run_table import number
-from bench.runfile import RunFileError
-from bench.samples import Run
-from bench.two_runs import Row, differences, rows
+from bench.running import runfile
+from bench.running.run_table import number
+from bench.running.runfile import RunFileError
+from bench.running.samples import Run
+from bench.running.two_runs import Row, differences, rows
 
 UNITS = {"ttft_s": ("TTFT ms", 1000.0), "tpot_s": ("TPOT ms", 1000.0), "e2e_s": ("E2E ms", 1000.0)}
 NAMES = {"decode_tokens_per_s": ("decode tok/s", 1.0), "prefill_tokens_per_s": ("prefill tok/s", 1.0), **UNITS}

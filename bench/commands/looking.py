@@ -10,11 +10,11 @@ import msgspec
 from gevent.event import Event
 
 from bench import all_nodes
-from bench.client import BenchError, Patience, Target, get
 from bench.commands.nodes import Chosen
-from bench.newest_run import newest_usable
-from bench.profile import TunedProfile
-from bench.report_data import RunView
+from bench.inventory.tuned_file import TunedProfile
+from bench.report.data import RunView
+from bench.running.client import BenchError, Patience, Target, get
+from bench.running.newest_run import newest_usable
 
 PATIENCE = Patience(connect_s=5.0, answer_s=15.0, silence_s=15.0)
 

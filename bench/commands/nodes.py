@@ -16,12 +16,12 @@ import click
 import gevent
 from gevent.event import Event
 
-from bench import fleet, profile
-from bench.client import Target
 from bench.commands.values import Node
-from bench.deploy import Playbook
-from bench.fleet import Fleet, FleetError, Vault, folder_of
-from bench.profile import ProfileError, TunedProfile
+from bench.inventory import fleet, tuned_file
+from bench.inventory.fleet import Fleet, FleetError, Vault, folder_of
+from bench.inventory.tuned_file import ProfileError, TunedProfile
+from bench.running.client import Target
+from bench.tuning.deploy import Playbook
 
 KEY_VARIABLE = "BENCH_KEY"
 EXIT_INTERRUPTED = 130
@@ -60,7 +60,7 @@ class Chosen:
         found = {}
         for node in self.fleet.nodes:
             try:
-                known = profile.read(node.inventory, node.name) if node.inventory else None
+                known = tuned_file.read(node.inventory, node.name) if node.inventory else None
             except ProfileError as error:
                 click.echo(f"bench: {error}", err=True)
                 continue
@@ -75,7 +75,7 @@ class Chosen:
         with ExitStack() as stack:
             for folder in folders:
                 try:
-                    stack.enter_context(profile.locked(folder))
+                    stack.enter_context(tuned_file.locked(folder))
                 except ProfileError as error:
                     raise click.ClickException(str(error)) from error
             yield

@@ -9,9 +9,9 @@ import click
 import msgspec
 
 from bench import wholefile
-from bench.fleet import DEFAULT, folder_of
-from bench.report import page
-from bench.report_data import gathered
+from bench.inventory.fleet import DEFAULT, folder_of
+from bench.report.data import gathered
+from bench.report.page import page
 
 
 @click.command(

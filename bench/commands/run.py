@@ -14,13 +14,13 @@ from gevent.event import Event
 
 from bench.commands.nodes import EXIT_INTERRUPTED, Chosen, allow_many_files, node_options, stop_on_signals
 from bench.commands.values import Duration, Level, Numbers
-from bench.outcome import outcome
 from bench.progress import shown
-from bench.run_table import table
-from bench.samples import ClosedLoop, Load, OpenLoop, Settings
-from bench.session import Measured, Session
-from bench.summary import ServiceLevel
-from bench.trace import Arrivals
+from bench.running.outcome import outcome
+from bench.running.run_table import table
+from bench.running.samples import ClosedLoop, Load, OpenLoop, Settings
+from bench.running.session import Measured, Session
+from bench.running.summary import ServiceLevel
+from bench.running.trace import Arrivals
 
 EXIT_FAILED, EXIT_INVALID = 1, 3
 OF_THE_LOAD = (

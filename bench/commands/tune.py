@@ -14,17 +14,18 @@ import msgspec
 from click.core import ParameterSource
 from gevent.event import Event
 
-from bench import git, profile, tuned
-from bench.block import Question
 from bench.commands.nodes import EXIT_INTERRUPTED, Chosen, allow_many_files, node_options, stop_on_signals
 from bench.commands.values import Duration, Numbers
-from bench.meter import COOL_TO_C, NoDeployment, Surroundings
-from bench.objective import Objective
-from bench.profile import ProfileError
+from bench.inventory import git, tuned_file
+from bench.inventory.tuned_file import ProfileError
 from bench.progress import shown
-from bench.tune import Tuned, Tuning
-from bench.tune_table import commit_message, table
-from bench.tuned import Wanted
+from bench.tuning import tuned
+from bench.tuning.block import Question
+from bench.tuning.meter import COOL_TO_C, NoDeployment, Surroundings
+from bench.tuning.objective import Objective
+from bench.tuning.tune import Tuned, Tuning
+from bench.tuning.tune_table import commit_message, table
+from bench.tuning.tuned import Wanted
 
 EXIT_FAILED, EXIT_UNSURE = 1, 3
 OF_THE_RACE = (
@@ -156,10 +157,10 @@ def _write(tuned_node: Tuned, inventory: Path | None, is_dry: bool, force: bool)
     if inventory is None:  # 2
         return Written(node, "found")
     try:
-        diff = str(profile.change(inventory, node, run.profile, force=force))
+        diff = str(tuned_file.change(inventory, node, run.profile, force=force))
         if is_dry or not diff:  # 3
             return Written(node, "dry run" if diff else "in force", diff)
-        return Written(node, "written", diff, profile.write(inventory, node, run.profile, force=force))  # 4
+        return Written(node, "written", diff, tuned_file.write(inventory, node, run.profile, force=force))  # 4
     except ProfileError as error:
         return Written(node, "failed", problem=str(error))
 

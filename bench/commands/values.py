@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from bench.summary import ServiceLevel
+from bench.running.summary import ServiceLevel
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}

@@ -12,16 +12,18 @@ import click
 import msgspec
 from gevent.event import Event
 
-from bench import all_nodes, arms, profile, verify_file
-from bench.block import Question
-from bench.client import BenchError, Target
+from bench import all_nodes
 from bench.commands.nodes import EXIT_INTERRUPTED, Chosen, allow_many_files, node_options, stop_on_signals
-from bench.meter import COOL_TO_C, NoDeployment, Surroundings
-from bench.objective import Objective
-from bench.profile import ProfileError
+from bench.inventory import tuned_file
+from bench.inventory.tuned_file import ProfileError
 from bench.progress import shown
-from bench.runfile import RunFileError
-from bench.verify import Pair, Verification, Verified
+from bench.running.client import BenchError, Target
+from bench.running.runfile import RunFileError
+from bench.tuning import arms, verify_file
+from bench.tuning.block import Question
+from bench.tuning.meter import COOL_TO_C, NoDeployment, Surroundings
+from bench.tuning.objective import Objective
+from bench.tuning.verify import Pair, Verification, Verified
 
 EXIT_FAILED, EXIT_SLOWER = 1, 3
 
@@ -120,7 +122,7 @@ def _pairs(chosen: Chosen) -> tuple[dict[str, Pair], dict[str, str]]:
         try:
             if inventory is None:
                 raise BenchError(f"{target.name}: its profiles are in an inventory; name it with --inventory.")
-            new, old = profile.read(inventory, target.name), profile.read_previous(inventory, target.name)
+            new, old = tuned_file.read(inventory, target.name), tuned_file.read_previous(inventory, target.name)
             if new is None:
                 raise BenchError(f"{target.name} has no profile in {inventory}; `bench tune` writes one.")
             pairs[target.name] = Pair(old.env if old else {}, new.env)
@@ -146,7 +148,7 @@ def _put_back(chosen: Chosen, results: Sequence[Verified], is_applied: bool, int
         try:
             if inventory is None:
                 raise ProfileError(f"{each.node}: its profiles are in an inventory; name it with --inventory.")
-            profile.restore(inventory, each.node)
+            tuned_file.restore(inventory, each.node)
             _remember(chosen, each)
             back[each.node] = PutBack(each.node, text)
         except ProfileError as error:

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.fake_handle import running_fake_engine
+from bench.fake.handle import running_fake_engine
 from bench.gateway.figures import Measure, table
 from bench.gateway.measuring import QUEUE, QUICK, SLOTS, Bench, Measures, Sizes, over_the_engine
 from bench.gateway.subjects import (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from bench.fake_handle import FakeHandle
+from bench.fake.handle import FakeHandle
 from bench.gateway.client import Client, Exchange, plain_requests_per_s
 from bench.gateway.figures import Measure
 from bench.gateway.subjects import Subject

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.fake_handle import PROJECT, FakeHandle
+from bench.fake.handle import PROJECT, FakeHandle
 from bench.gateway import processes
 
 MODEL = "qwen2.5:3b"

@@ -1,0 +1,123 @@
+"""The fleet side by side, and what in it needs a look. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from bench import roofline
+from bench.report import charts
+from bench.report.data import NodeView, RunView, found
+from bench.report.markup import Child, Markup, element, joined
+from bench.report.parts import NONE, age, badge, below, day, figure, table
+from bench.report.profile import ProfileView, profile_of
+from bench.report.scale import Scale
+from bench.running.run_table import number
+from bench.running.samples import ClosedLoop
+
+
+def trouble(node: NodeView) -> list[str]:
+    """What needs somebody's look, in words."""
+    said = []
+    newest = node.runs[-1] if node.runs else None
+    if newest and not newest.is_usable:
+        reasons = [f"{mark.reason}; {mark.remedy}" for mark in newest.marks if mark.is_invalid]
+        said.append(f"the newest run is invalid: {'. '.join(reasons) or newest.outcome.problem or 'no answer came'}")
+    elif newest and newest.throttling:
+        said.append(f"it throttled: {', '.join(newest.throttling).replace('_', ' ')}")
+    verdict = node.verifications[-1].verdict if node.verifications else None
+    if verdict and verdict.kind == "slower":
+        said.append(f"the newest profile that was verified is {verdict}")
+    profile = profile_of(node)
+    if profile and profile.stale:
+        said.append(f"its profile is stale: {'; '.join(profile.stale)}")
+    return said
+
+
+def attention(nodes: Sequence[NodeView], anchors: Sequence[str]) -> Markup | None:
+    rows = [
+        element("li", element("a", node.name, href=f"#{anchor}"), f": {words}")
+        for node, anchor in zip(nodes, anchors, strict=True)
+        for words in trouble(node)
+    ]
+    if not rows:
+        return None
+    return element("section", element("h2", "Needs a look"), element("ul", *rows), class_="attention")
+
+
+def fleet(nodes: Sequence[NodeView], anchors: Sequence[str], now: datetime) -> Markup:
+    """Side by side, in the order of their names, so that a node is found."""
+    singles = [run.single for node in nodes if (run := node.shown)]
+    highs = [max(q.p50.value, q.p50.high or 0.0) for single in singles if single for q in single[1:]]
+    scale = Scale.from_zero(highs)
+    rows = [_fleet_row(node, anchor, scale, now) for node, anchor in zip(nodes, anchors, strict=True)]
+    heads = (
+        "Node", "Board", "Model", "", "Decode tokens/s", "Most tokens/s", "Of roofline", "Throttled", "Profile",
+        "Measured",
+    )  # fmt: skip
+    foot = ("", "", "", charts.axis(scale), *("" for _ in heads[4:]))
+    caption = (
+        "Decode speed of one stream: median with its 95 % interval, of each node's newest valid run. "
+        "Most: all streams together, at the load that gave most"
+    )
+    return element(
+        "section", element("h2", "The fleet side by side"), table(caption, heads, rows, foot), class_="fleet"
+    )
+
+
+def _fleet_row(node: NodeView, anchor: str, scale: Scale, now: datetime) -> Sequence[Child]:
+    link = element("a", node.name, href=f"#{anchor}")
+    run = node.shown
+    if run is None:
+        return (link, *(NONE for _ in range(7)), _profile(profile_of(node), now), NONE)
+    single, full = run.single, run.fullest
+    facts = run.fingerprint.get("node")
+    usable, latest = run.is_usable, node.runs[-1].is_usable
+    state = badge("invalid" if not usable else "newest run invalid", "bad")
+    most = None
+    if full:
+        most = joined(figure(full.output_tokens_per_s), below(str(full.load)))
+    return (
+        joined(link, None if latest else joined(" ", state)),
+        found(facts, "board", "name") or NONE,
+        joined(
+            run.fingerprint.get("model") or "–", element("small", f" {found(facts, 'model', 'quantization') or ''}")
+        ),
+        charts.bar(single[1].p50, scale, "" if usable else "unusable") if single else "",
+        figure(single[1].p50, single[1].n) if single else NONE,
+        most or NONE,
+        _roofline(run),
+        _throttled(run.throttling),
+        _profile(profile_of(node), now),
+        joined(age(run.started_at, now), below(day(run.started_at))),
+    )
+
+
+def _roofline(run: RunView) -> Markup:
+    """Of one stream; several read the weights once for all of them."""
+    facts, single = run.fingerprint.get("node"), run.single
+    if single is None or single[0].load != ClosedLoop(1):
+        return NONE
+    known = found(facts, "bandwidth", "bytes_per_s"), found(facts, "model", "size_bytes")
+    if not all(isinstance(value, int | float) for value in known):
+        return NONE
+    ceiling, share = roofline.ceiling_tokens_per_s(facts), roofline.share(single[1].p50.value, facts)
+    if ceiling is None or share is None:
+        return NONE
+    doubt = "; more than it can be: measure the bandwidth anew" if share > 1 else ""
+    return joined(element("b", f"{share:.0%}"), below(f"of {number(ceiling)}{doubt}"))
+
+
+def _throttled(names: tuple[str, ...] | None) -> Markup:
+    if names is None:
+        return element("span", "not told", class_="none")
+    return badge(", ".join(names).replace("_", " "), "bad") if names else element("span", "no")
+
+
+def _profile(profile: ProfileView | None, now: datetime) -> Markup:
+    if profile is None:
+        return element("span", "none", class_="none")
+    words = [badge("stale", "warn") if profile.stale else None, f" {age(profile.at, now)} "]
+    force = {True: "in force", False: "not in force", None: ""}[profile.is_in_force]
+    said = ", ".join(part for part in ("proposed by a tune" if profile.is_proposal else "", force) if part)
+    return joined(*words, below(said))

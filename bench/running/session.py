@@ -1,0 +1,133 @@
+"""All nodes of one command, at the same time; each alone on itself, and none waits for or fails with another.
+
+Owns: what is common to them, and the end of all by an interruption. Must not know: the command line, what is printed.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gevent
+from gevent.event import Event
+from gevent.pool import Group
+
+from bench.running import runfile
+from bench.running.client import BenchError, Patience, Target
+from bench.running.lateness import Heartbeat
+from bench.running.node_run import Interrupted, NodeRun, Progress, calibrate, new_run
+from bench.running.runfile import RunFileError
+from bench.running.samples import Run, Settings
+from bench.running.trace import Calibration
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of one node: its run and where that lies, or only the problem."""
+
+    node: str
+    run: Run | None = None
+    path: Path | None = None
+    problem: str = ""
+
+
+@dataclass
+class Session:
+    """How nodes are measured: common to all, so that their figures compare."""
+
+    results: Path
+    tell: Callable[[Progress], None]
+    interrupt: Event
+
+    def measure(self, targets: Sequence[Target], settings: Settings) -> list[Measured]:
+        """New runs: the same trace for every node, calibrated on the first that answers. In the order of `targets`."""
+        calibration, problems = self._calibrate(targets, settings)
+        if calibration is None:
+            return [Measured(target.name, problem=problems.get(target.name, "interrupted")) for target in targets]
+        session = secrets.token_hex(4)
+        return self._carry_out({target: new_run(target, session, settings, calibration) for target in targets})
+
+    def resume(self, targets: Sequence[Target]) -> list[Measured]:
+        """Go on with each node's newest run, where that did not come to its end; the others are told as they are."""
+        runs: dict[Target, Run] = {}
+        ended: dict[str, Measured] = {}
+        for target in targets:
+            path = runfile.newest(self.results, target.name)
+            try:
+                run = None if path is None else runfile.read(path)
+            except RunFileError as error:
+                ended[target.name] = Measured(target.name, problem=str(error))
+                continue
+            if run is None:
+                problem = f"{target.name} has no run in {self.results}; leave --resume out."
+                ended[target.name] = Measured(target.name, problem=problem)
+            elif run.status == "complete":
+                ended[target.name] = Measured(target.name, run, path)
+            else:
+                runs[target] = run
+        found = {measured.node: measured for measured in self._carry_out(runs)}
+        return [found.get(target.name) or ended[target.name] for target in targets]
+
+    def _calibrate(self, targets: Sequence[Target], settings: Settings) -> tuple[Calibration | None, dict[str, str]]:
+        problems: dict[str, str] = {}
+        patience = Patience(answer_s=settings.timeout_s)
+        for target in targets:
+            try:
+                ask = partial(calibrate, target, settings.seed, settings.prompt_tokens, patience)
+                asking = gevent.spawn(_or_error, ask)
+                either: list[Any] = [asking, self.interrupt]
+                gevent.wait(either, count=1)
+                if self.interrupt.is_set():
+                    asking.kill()
+                    return None, problems
+                found = asking.get()
+                if isinstance(found, Calibration):
+                    return found, problems
+                raise found
+            except BenchError as error:
+                problems[target.name] = str(error)
+        return None, problems
+
+    def _carry_out(self, runs: dict[Target, Run]) -> list[Measured]:
+        heartbeat, group = Heartbeat(), Group()
+        jobs = [group.spawn(self._one, target, run, heartbeat) for target, run in runs.items()]
+        stopper = gevent.spawn(self._kill_when_interrupted, jobs)
+        try:
+            group.join()
+        finally:
+            stopper.kill()
+            heartbeat.stop()
+        return [_result(job, target) for job, target in zip(jobs, runs, strict=True)]
+
+    def _one(self, target: Target, run: Run, heartbeat: Heartbeat) -> Measured:
+        path = runfile.path_of(run, self.results)
+        try:
+            with runfile.locked(self.results, target.name):
+                node_run = NodeRun(target, run, self.results, heartbeat, self.tell)
+                return Measured(target.name, node_run.carry_out(), path, run.problem)
+        except RunFileError as error:
+            return Measured(target.name, run if run.stages else None, None, str(error))
+
+    def _kill_when_interrupted(self, jobs: Sequence[gevent.Greenlet[..., Measured]]) -> None:
+        self.interrupt.wait()
+        gevent.killall(list(jobs), Interrupted, block=False)
+
+
+def _result(job: gevent.Greenlet[..., Measured], target: Target) -> Measured:
+    if isinstance(job.value, Measured):
+        return job.value
+    if job.exception is not None:
+        raise job.exception
+    return Measured(target.name, problem="interrupted before it began")
+
+
+def _or_error(do: Callable[[], Calibration]) -> Calibration | BenchError:
+    """gevent prints what a greenlet raises; an error that is expected is returned."""
+    try:
+        return do()
+    except BenchError as error:
+        return error

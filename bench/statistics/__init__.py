@@ -1,0 +1,1 @@
+"""What figures say, and how surely. Pure; knows nothing of nodes."""

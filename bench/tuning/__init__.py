@@ -1,0 +1,1 @@
+"""Finding settings that suit a node, and proving that they do."""

@@ -1,0 +1,29 @@
+"""One measured block, with all that is known of it; the shape that files of tunes and verifications share."""
+
+from __future__ import annotations
+
+import msgspec
+
+from bench.running.samples import Facts
+from bench.tuning.block import Ran
+from bench.tuning.objective import Figures
+from bench.tuning.racing import Block, Status
+from bench.tuning.space import Settings
+
+
+class BlockRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`facts`: the node right after it; before it, the block before has them."""
+
+    settings: Settings
+    status: Status
+    began_s: float
+    cost_s: float
+    figures: Figures | None = None
+    reason: str = ""
+    streams: int = 1
+    samples: list[Ran] = []
+    facts: Facts | None = None
+
+    @property
+    def block(self) -> Block:
+        return Block(self.settings, self.status, self.cost_s, self.figures, self.reason)

@@ -1,0 +1,81 @@
+"""Settings that need a restart, brought onto a node by its own playbook.
+
+The profile travels as an extra variable, which beats the inventory's, so no file of the inventory changes: whatever
+kills this leaves the inventory as it was, and the next run of profile.yml puts the node right.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gevent import subprocess
+
+from bench import knobs
+from bench.inventory.fleet import FleetError, Vault, program, vault_options
+from bench.running.client import BenchError
+from bench.tuning.space import Value
+
+PROJECT = Path(__file__).resolve().parents[2]
+LIMIT_S = 30 * 60.0
+LINES_TOLD = 12
+
+
+class DeployFailed(BenchError):
+    """The playbook did not come to its end."""
+
+
+class Playbook:
+    """Runs profile.yml on one node of an inventory."""
+
+    def __init__(self, inventories: Sequence[str] = (), vault: Vault | None = None) -> None:
+        """inventories: as `ansible-playbook -i` takes them; without any ansible.cfg's own."""
+        self._inventories, self._vault = inventories, vault or Vault()
+
+    def command(self, node: str) -> list[str]:
+        """What deploys the inventory's own profile on this node; also what people are told to run."""
+        where = [part for source in self._inventories for part in ("-i", source)]
+        return ["ansible-playbook", *where, "ansible/profile.yml", "--limit", f"{node},localhost"]
+
+    def deploy(self, node: str, env: Mapping[str, Value] | None) -> None:
+        """Raises: DeployFailed."""
+        if env is None:
+            self._run(node, [])
+            return
+        with tempfile.NamedTemporaryFile("w", prefix="bench-profile-", suffix=".json") as file:
+            json.dump({"tuned_profile": temporary_profile(env)}, file)
+            file.flush()
+            self._run(node, ["-e", f"@{file.name}"])
+
+    def _run(self, node: str, more: list[str]) -> None:
+        """In a process group of its own: a Ctrl-C is bench's to take, which then puts the node's own profile back."""
+        try:
+            with vault_options(self._vault) as (options, handles):
+                name, *arguments = self.command(node)
+                done = subprocess.run(
+                    [program(name), *arguments, *options, *more],
+                    cwd=PROJECT,
+                    env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"},
+                    capture_output=True,
+                    text=True,
+                    timeout=LIMIT_S,
+                    pass_fds=handles,
+                    start_new_session=True,
+                )
+        except FleetError as error:
+            raise DeployFailed(f"{node}: {error}") from error
+        except subprocess.TimeoutExpired as error:
+            raise DeployFailed(f"{node}: profile.yml was not done after {LIMIT_S / 60:.0f} minutes.") from error
+        if done.returncode != 0:
+            last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-LINES_TOLD:])
+            raise DeployFailed(f"{node}: profile.yml failed with status {done.returncode}:\n{last}")
+
+
+def temporary_profile(env: Mapping[str, Value]) -> dict[str, Any]:
+    """A profile for the time of a block; the roles check it as every other."""
+    provenance = {"run": "bench, measuring", "at": "now"}
+    return {"format": knobs.FORMAT, "env": dict(env), "measured": {}, "provenance": provenance}

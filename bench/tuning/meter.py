@@ -1,0 +1,208 @@
+"""Blocks of one node, measured one after the other: what both a tune and a verification are made of.
+
+Owns what lies around a block: the right settings in force, a board that is cool enough, another attempt where the node
+is busy, what speaks against it afterwards. Must not know: which block is wanted next, and what for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import gevent
+
+from bench.knobs import KNOBS
+from bench.running import board_validity, node_facts
+from bench.running.client import BenchError, Target
+from bench.running.node_run import Progress
+from bench.running.samples import Facts
+from bench.tuning import block
+from bench.tuning.block import Busy, Gone, Question, SettingsRefused
+from bench.tuning.blocks import BlockRecord
+from bench.tuning.objective import Objective
+from bench.tuning.space import Settings, Value
+
+COOL_TO_C = 70.0  # a Pi slows down at 80; a block of half a minute takes it up by less than ten degrees
+COOL_WAIT_S = 180.0
+ATTEMPTS = 4  # of a block on a node that does not answer, or is used by others
+PAUSE_S = 5.0
+
+
+class Deployment(Protocol):
+    """How settings that need a restart come onto a node."""
+
+    def deploy(self, node: str, env: Mapping[str, Value] | None) -> None:
+        """Have the node run with this profile, or with the inventory's own (None), and wait for it.
+
+        Raises: BenchError.
+        """
+
+
+class NoDeployment:
+    """Without an inventory: all settings travel in requests."""
+
+    def deploy(self, node: str, env: Mapping[str, Value] | None) -> None:
+        raise BenchError(f"{node}: settings that need a restart come onto a node through an inventory; name it.")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What nodes are measured with, common to all: where files go, who is told, how one waits."""
+
+    results: Path
+    tell: Callable[[Progress], None]
+    deployment: Deployment
+    cool_to_c: float = COOL_TO_C
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], object] = gevent.sleep
+
+
+@dataclass
+class InForce:
+    """Which settings a node was given for measuring; None: the inventory's own.
+
+    base: the env of its own profile. own: those of its own settings that need a restart.
+    """
+
+    base: Mapping[str, Value]
+    own: Mapping[str, Value]
+    temporary: dict[str, Any] | None = None
+
+
+class Meter:
+    """Measures blocks of one node.
+
+    now_s: seconds since the whole began. in_force: is kept true; on_deploy: has it written down.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        around: Surroundings,
+        question: Question,
+        now_s: Callable[[], float],
+        in_force: InForce,
+        on_deploy: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._target, self._around, self._question, self._now_s = target, around, question, now_s
+        self._in_force, self._on_deploy = in_force, on_deploy
+        self._looked: Facts | None = None
+
+    def begin(self) -> Facts:
+        """Wait for the node, and look at it. Raises: BenchError."""
+        node_facts.require_ready(self._target)
+        self._looked = node_facts.look(self._target, "before", self._now_s())
+        return self._looked
+
+    def block(self, settings: Settings, streams: int = 1) -> BlockRecord:
+        """Measure these settings once, whatever it takes; see `_measure` for what may come of it.
+
+        A node that is busy or silent is asked again, ATTEMPTS times in all. Raises: BenchError after that.
+        """
+        began_s = self._now_s()
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._measure(settings, streams, began_s)
+            except (Busy, Gone):
+                if attempt + 1 == ATTEMPTS:
+                    raise
+                self._around.sleep(PAUSE_S)
+                self.begin()
+        raise AssertionError("the last attempt returns or raises")
+
+    def put_back(self) -> None:
+        """Have the inventory's own profile in force again. Raises: BenchError, which says what to do."""
+        if self._in_force.temporary is None:
+            return
+        try:
+            self._around.deployment.deploy(self._target.name, None)
+        except BenchError as error:
+            raise BenchError(
+                f"{error} The node still runs with {self._in_force.temporary}; put its own profile back with: "
+                f"ansible-playbook ansible/profile.yml --limit {self._target.name},localhost"
+            ) from error
+        self._in_force.temporary = None
+
+    def _measure(self, settings: Settings, streams: int, began_s: float) -> BlockRecord:
+        """One block.
+
+        1. The settings that need a restart are deployed, where others are in force.
+        2. The board is let cool down.
+        3. Refused settings are "failed". 4. What speaks against the block makes it "invalid".
+        Raises: Busy, Gone, WrongKey.
+        """
+
+        def record(**fields: Any) -> BlockRecord:
+            cost_s = round(self._now_s() - began_s, 6)
+            return BlockRecord(settings=settings, began_s=round(began_s, 6), cost_s=cost_s, streams=streams, **fields)
+
+        if problem := self._deployed(settings):  # 1
+            return record(status="failed", reason=problem)
+        self._cool_down()  # 2
+        before = self._looked
+        try:
+            answer = block.ask(self._target, block.live(settings), self._question, streams)
+        except SettingsRefused as refused:  # 3
+            return record(status="failed", reason=str(refused))
+        self._looked = after = node_facts.look(self._target, "after", self._now_s())
+        figures = block.figures(answer.measured)
+        against = board_validity.marks(before.node if before else None, after.node)
+        if against or figures is None:  # 4
+            reasons = [f"{mark.reason} ({mark.remedy})" for mark in against] or ["the answer ended after one token"]
+            return record(status="invalid", reason="; ".join(reasons), samples=answer.samples, facts=after)
+        return record(status="measured", figures=figures, samples=answer.samples, facts=after)
+
+    def _deployed(self, settings: Settings) -> str:
+        """See to it that the settings of a restart are in force; why they cannot be, or nothing."""
+        wanted = restart_env(settings)
+        known = {**self._in_force.own, **(self._in_force.temporary or {})}
+        if all(known.get(name, KNOBS[name].default) == value for name, value in wanted.items()):
+            return ""
+        self._in_force.temporary = wanted  # told before it is done, for whoever finds the file of a killed bench
+        self._on_deploy()
+        try:
+            self._around.deployment.deploy(self._target.name, {**self._in_force.base, **wanted})
+            facts = self.begin()
+        except BenchError as error:
+            return str(error)
+        return not_in_force(wanted, facts.node)
+
+    def _cool_down(self) -> None:
+        """Wait until the board is as cool as at a block's beginning it has to be. One that stays hot is measured: what
+        heat does to the figures shows in the throttle bits."""
+        ends_at = self._around.clock() + COOL_WAIT_S
+        while (now_c := temperature(self._looked)) is not None and now_c > self._around.cool_to_c:
+            if self._around.clock() > ends_at:
+                return
+            self._around.tell(Progress(self._target.name, f"cooling down from {now_c:.0f} °C", 0, 1, unit="pause"))
+            self._around.sleep(PAUSE_S)
+            self._looked = node_facts.look(self._target, "before", self._now_s())
+
+
+def streams_of(settings: Settings, objective: Objective) -> int:
+    """How many generations a block has at once: as many as the settings have slots, where these are part of them."""
+    slots = settings.env.get("MAX_CONCURRENT_REQUESTS")
+    return slots if isinstance(slots, int) and objective != "latency" else 1
+
+
+def restart_env(settings: Settings) -> dict[str, Value]:
+    """Those of the settings that only a restart of the engine changes."""
+    return {name: value for name, value in settings.items if KNOBS[name].restart == "ollama"}
+
+
+def not_in_force(wanted: Mapping[str, Value], node: Mapping[str, Any] | None) -> str:
+    """What a node tells that differs from the wanted settings, as a sentence; nothing where all is as it should be."""
+    told = (node or {}).get("settings") or {}
+    others = {name: told[name] for name, value in wanted.items() if name in told and told[name] != value}
+    if not others:
+        return ""
+    said = ", ".join(f"{name} is {value} on the node and should be {wanted[name]}" for name, value in others.items())
+    return f"{said}: is it pinned in another file of the inventory, or not deployed?"
+
+
+def temperature(facts: Facts | None) -> float | None:
+    found = facts.node.get("temperature_c") if facts and facts.node else None
+    return float(found) if isinstance(found, int | float) else None

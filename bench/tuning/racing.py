@@ -1,0 +1,341 @@
+"""The tuner: a race of settings in interleaved rounds, which asks for blocks and is told what they showed. Pure.
+
+    race = Race(plan)
+    while race.outcome is None:
+        race.tell(measure(race.wanted[0]))
+
+The race measures nothing itself and knows no clock: it wants settings in an order, one block each, and each block's
+result brings its cost in seconds. Its whole state follows from the plan and the blocks it was told, so an interrupted
+race is resumed by telling a new one the recorded blocks (`Race.resumed`), and a simulated one is the same code.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Literal
+
+from bench.statistics.additive import Observation, fit
+from bench.tuning.judgement import LEAST_BLOCKS, FateName, Judgement
+from bench.tuning.objective import Figures, Limits, Objective, score
+from bench.tuning.space import Settings, Space, preference
+
+ALPHA = 0.05
+MARGIN = 0.02
+ROUND = 8  # settings: with a block's 22 s three minutes, within which drift is small
+FRESH = 6  # of them at most so many that were not visited yet
+LEADERS = 2  # whose neighbours are visited: of two settings, since the better one may only have been lucky
+ATTEMPTS = 3
+
+Status = Literal["measured", "invalid", "failed"]
+Stopped = Literal["sure", "budget", "no candidates"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """What became of one block.
+
+    status: "measured"; "invalid": it does not count (throttled, other requests, …) and is asked for again; "failed":
+      the engine cannot run with these settings.
+    cost_s: all that it took, with load, restart and warm-up. reason: why not "measured".
+    """
+
+    settings: Settings
+    status: Status
+    cost_s: float
+    figures: Figures | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is raced for.
+
+    default: the settings to be better than, one of the space's; measured even where the limits do not admit them.
+    budget_s: of the blocks' costs together. most_blocks: another end, by number.
+    margin: a share; who uses a node does not care for less. seed: of the order within rounds.
+    """
+
+    space: Space
+    default: Settings
+    objective: Objective = "throughput"
+    limits: Limits = field(default_factory=Limits)
+    budget_s: float = 1200.0
+    most_blocks: int | None = None
+    margin: float = MARGIN
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of one setting.
+
+    name: winner. tied: shown to lie within the margin of the best. worse: surely worse than the best. no better: shown
+      not to beat the winner by the margin, and the winner is preferred. undecided: the budget ended first. ruled out:
+      by a limit, or the engine failed. not measured: no valid block. not visited: the race never came near.
+    figures: medians of its blocks.
+    change, ci95: of the objective's figure beside the winner's, as a share, less than 0 is worse. The interval is one
+      setting's alone; decisions rest on wider ones (see `Judgement`).
+    """
+
+    settings: Settings
+    name: FateName
+    blocks: int = 0
+    figures: Figures | None = None
+    change: float | None = None
+    ci95: tuple[float, float] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a race ended.
+
+    stopped: "sure": nothing that still matters is undecided. "budget": it was spent first; the winner is the best so
+      far. "no candidates": no setting could be measured within the limits.
+    gain, gain_ci95: the winner's beside the default, as shares. Flattered, since the same blocks chose the winner: only
+      `bench verify`, which measures both anew, gives the figure to believe.
+    is_better: the default is surely worse, or lost a tie to preferred settings, or is not allowed.
+    fates: of every candidate, in the space's order. grid: how many there are.
+    """
+
+    stopped: Stopped
+    winner: Fate | None
+    default: Fate
+    gain: float | None
+    gain_ci95: tuple[float, float] | None
+    is_better: bool
+    fates: tuple[Fate, ...]
+    blocks: int
+    cost_s: float
+    grid: int
+
+
+class Race:
+    """One race; see the module.
+
+    1. The first round: the default, and the corners and the middle of what needs no restart.
+    2. Between rounds the data are judged (`Judgement`). The next round: leader and winner; up to FRESH neighbours, not
+       visited yet, of the LEADERS best; and the contenders.
+    3. Neither neighbours nor contenders: sure. What was not visited is taken to be no better than what lies between it
+       and the leaders: a peak that rises alone among bad neighbours is not found.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        """Raises: ValueError when the default is not one of the space's settings."""
+        if plan.default not in plan.space:
+            raise ValueError(f"the default {plan.default} is not in the space")
+        self.plan = plan
+        self.outcome: Outcome | None = None
+        self.wanted: deque[Settings] = deque()
+        self.costs_s: list[float] = []
+        self._candidates = frozenset(s for s in plan.space.settings if plan.limits.admits(s))
+        self._blocks: dict[Settings, list[Figures]] = {}
+        self._observations: list[Observation[Settings]] = []
+        self._invalid: dict[Settings, int] = {}
+        self._ruled_out: dict[Settings, str] = {}
+        self._not_measured: dict[Settings, str] = {}
+        self._worse: set[Settings] = set()
+        self._judged: Judgement | None = None
+        self._spent_share = 0.0
+        self._round = 0
+        self._group = plan.space.group(plan.default)
+        starts = (s for s in plan.space.starts(plan.default) if s in self._candidates)
+        self._begin(list(dict.fromkeys((plan.default, *starts))))
+
+    @classmethod
+    def resumed(cls, plan: Plan, blocks: Iterable[Block]) -> Race:
+        """A race that has been told these blocks, in the order in which another with the same plan was."""
+        race = cls(plan)
+        for block in blocks:
+            race.tell(block)
+        return race
+
+    @property
+    def cost_s(self) -> float:
+        return sum(self.costs_s)
+
+    @property
+    def best_so_far(self) -> Settings | None:
+        """As judged after the last full round; nothing is sure of it yet."""
+        return self._judged.winner if self._judged else None
+
+    def tell(self, block: Block) -> None:
+        """Take the result of a wanted block.
+
+        1. An invalid block is wanted again at the end of the round, ATTEMPTS times in all; then not in this round.
+        2. Settings that the engine cannot run, or that break a limit for good, are out.
+        3. No room in the budget for another block: the race ends. The round is over: the next one, or the end.
+        Raises: ValueError for a block that was not wanted, and after the end.
+        """
+        if block.settings not in self.wanted:
+            raise ValueError(f"a block of {block.settings} was not wanted")
+        self.wanted.remove(block.settings)
+        self.costs_s.append(block.cost_s)
+        self._group = self.plan.space.group(block.settings)
+        if block.status == "invalid":
+            self._take_invalid(block)
+        elif block.status == "failed" or block.figures is None:
+            self._ruled_out[block.settings] = block.reason
+        else:
+            self._take_figures(block.settings, block.figures)
+        if not self._has_room:
+            self._end("budget", self._judge())
+        elif not self.wanted:
+            self._turn()
+
+    @property
+    def _has_room(self) -> bool:
+        if self.plan.most_blocks is not None and len(self.costs_s) >= self.plan.most_blocks:
+            return False
+        return self.plan.budget_s - self.cost_s >= median(self.costs_s)
+
+    @property
+    def _share_of_budget(self) -> float:
+        by_number = len(self.costs_s) / self.plan.most_blocks if self.plan.most_blocks else 0.0
+        return min(1.0, max(by_number, self.cost_s / self.plan.budget_s))
+
+    def _take_invalid(self, block: Block) -> None:
+        self._invalid[block.settings] = self._invalid.get(block.settings, 0) + 1
+        if self._invalid[block.settings] < ATTEMPTS:
+            self.wanted.append(block.settings)
+        elif block.settings not in self._blocks:
+            self._not_measured[block.settings] = block.reason
+
+    def _take_figures(self, settings: Settings, figures: Figures) -> None:
+        of = self._blocks.setdefault(settings, [])
+        of.append(figures)
+        self._observations.append(Observation(settings, self._round, score(figures, self.plan.objective)))
+        broken = self.plan.limits.broken_by(of)
+        if broken:
+            self._ruled_out[settings] = broken
+
+    def _turn(self) -> None:
+        """Decisions 2 and 3 of the race."""
+        judged = self._judge()
+        fresh = self._fresh(judged)
+        contenders = [*judged.contenders(), *self._unsettled(), *judged.hasty()] if judged else []
+        if not fresh and not contenders:
+            self._end("sure", judged)
+            return
+        connecting = judged.connecting() if judged else []
+        self._begin(list(dict.fromkeys((*connecting, *fresh[:FRESH], *contenders)))[:ROUND])
+
+    def _judge(self) -> Judgement | None:
+        """A look at the data, which costs its part of ALPHA; None while there are none."""
+        if not self._observations:
+            return None
+        share = self._share_of_budget
+        alpha, self._spent_share = ALPHA * (share - self._spent_share), share
+        memory_mib = {s: median(figures.memory_mib for figures in of) for s, of in self._blocks.items()}
+        self._judged = Judgement(
+            fit(self._observations),
+            [s for s, of in self._blocks.items() if self._is_eligible(s, of)],
+            self._worse,
+            alpha,
+            self.plan.margin,
+            self.plan.default,
+            lambda settings: preference(settings, memory_mib),
+        )
+        self._worse |= self._judged.worse
+        return self._judged
+
+    def _is_eligible(self, settings: Settings, blocks: Sequence[Figures]) -> bool:
+        is_in = settings in self._candidates and settings not in self._ruled_out
+        return is_in and self.plan.limits.are_met_by(blocks)
+
+    def _unsettled(self) -> list[Settings]:
+        """Those whose only block missed a limit by so little that another one may meet it."""
+        alive = (s for s in self._blocks if s in self._candidates and s not in self._ruled_out)
+        return [s for s in alive if self.plan.limits.may_yet_be_met_by(self._blocks[s])]
+
+    def _fresh(self, judged: Judgement | None) -> list[Settings]:
+        """Candidates not visited yet, those whose known neighbours are best first. Without a leader, all.
+
+        A restart's neighbours come first, as soon as the leader is no single block's luck: what they change is large,
+        and all that is visited in the wrong group is visited in vain.
+        """
+        space, seen = self.plan.space, {*self._blocks, *self._ruled_out, *self._not_measured}
+        if judged is None or judged.leader is None:
+            return [s for s in space.settings if s in self._candidates and s not in seen]
+        beside = dict.fromkeys(s for best in judged.promising(LEADERS) for s in space.neighbours(best))
+        near = [s for s in beside if s in self._candidates and s not in seen]
+        near.sort(key=lambda s: -judged.mean_effect(space.neighbours(s)))
+        home = space.group(judged.leader)
+        inside = [s for s in near if space.group(s) == home]
+        across = [s for s in near if space.group(s) != home]
+        if judged.fit.counts[judged.leader] < LEAST_BLOCKS:
+            return inside or across
+        return across + inside
+
+    def _begin(self, settings: Sequence[Settings]) -> None:
+        """A round: chance decides the order, within what one restart serves."""
+        self._round += 1
+        self._invalid.clear()
+        rng = random.Random(f"{self.plan.seed}/{self._round}")
+        group = self.plan.space.group
+        groups = sorted({group(s) for s in settings}, key=str)
+        rng.shuffle(groups)
+        groups.sort(key=lambda one: one != self._group)
+        for one in groups:
+            members = [s for s in settings if group(s) == one]
+            rng.shuffle(members)
+            self.wanted.extend(members)
+
+    def _end(self, stopped: Stopped, judged: Judgement | None) -> None:
+        self.wanted.clear()
+        default, winner = self.plan.default, judged.winner if judged else None
+        fates = {s: self._fate(s, judged) for s in self.plan.space.settings}
+        gain, ci95, is_better = None, None, False
+        if judged and winner:
+            is_better = winner != default and fates[default].name in ("worse", "tied", "ruled out")
+            if default in self._blocks:
+                gain, ci95 = judged.share(winner, default)
+        self.outcome = Outcome(
+            stopped=stopped if winner or stopped == "budget" else "no candidates",
+            winner=fates[winner] if winner else None,
+            default=fates[default],
+            gain=gain,
+            gain_ci95=ci95,
+            is_better=is_better,
+            fates=tuple(fate for settings, fate in fates.items() if settings in self._candidates),
+            blocks=len(self.costs_s),
+            cost_s=self.cost_s,
+            grid=len(self._candidates),
+        )
+
+    def _fate(self, settings: Settings, judged: Judgement | None) -> Fate:
+        blocks = self._blocks.get(settings, [])
+        if not blocks or judged is None:
+            return self._fate_without_figures(settings)
+        if judged.winner is None:
+            return Fate(settings, "ruled out", len(blocks), _medians(blocks), reason=self._reason(settings))
+        change, ci95 = judged.share(settings, judged.winner)
+        name = judged.fate(settings)
+        reason = self._reason(settings) if name == "ruled out" else ""
+        return Fate(settings, name, len(blocks), _medians(blocks), change, ci95, reason)
+
+    def _fate_without_figures(self, settings: Settings) -> Fate:
+        if settings in self._ruled_out:
+            return Fate(settings, "ruled out", reason=self._ruled_out[settings])
+        if settings in self._not_measured:
+            return Fate(settings, "not measured", reason=self._not_measured[settings])
+        return Fate(settings, "not visited")
+
+    def _reason(self, settings: Settings) -> str:
+        """Why settings with blocks are ruled out."""
+        if settings not in self._candidates:
+            return "its context is smaller than asked for"
+        return self._ruled_out.get(settings, "its median TTFT is above the limit")
+
+
+def _medians(blocks: Sequence[Figures]) -> Figures:
+    return Figures(
+        median(figures.decode_tokens_per_s for figures in blocks),
+        median(figures.ttft_ms for figures in blocks),
+        median(figures.tpot_ms for figures in blocks),
+        median(figures.memory_mib for figures in blocks),
+    )
