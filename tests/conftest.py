@@ -5,6 +5,7 @@ A module's `SETTINGS` are its service's, `KNOBS` those its engine starts with.
 
 from __future__ import annotations
 
+import ipaddress
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -41,6 +42,12 @@ def engine(fake_engine: FakeHandle) -> FakeHandle:
     """The module's fake engine, as new."""
     fake_engine.reset()
     return fake_engine
+
+
+@pytest.fixture
+def hosts_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network that test hosts would have here, without a look at this machine."""
+    monkeypatch.setattr("tests.hosts.network.subnet", lambda: ipaddress.IPv4Network("10.99.0.0/24"))
 
 
 @pytest.fixture(autouse=True)

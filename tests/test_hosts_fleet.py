@@ -13,6 +13,7 @@ from tests.hosts import fleet
 from tests.hosts.machine import PROJECT, Refused
 from tests.hosts.release import Release
 
+pytestmark = pytest.mark.usefixtures("hosts_network")
 SCENARIOS = sorted((PROJECT / "ansible/molecule").glob("*/molecule.yml"))
 PLATFORM = {"name": "pi1", "release": "trixie", "octet": 11, "disks": ["/opt/ollama=64"]}
 VALUES = fleet.test_values(Release(Path("x"), "ab" * 32, "1.2.3"), "x86_64", "http://10.99.0.1:8080")

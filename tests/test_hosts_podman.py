@@ -7,6 +7,7 @@ import pytest
 from tests.hosts.machine import Refused
 from tests.hosts.podman import Disk, Found, Host, require_free, run_arguments
 
+pytestmark = pytest.mark.usefixtures("hosts_network")
 HOST = Host("pi1", "trixie", 11, memory="512m", tasks=300, disks=(Disk("/var/lib/ollama", 64),))
 
 

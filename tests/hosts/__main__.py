@@ -15,7 +15,7 @@ import click
 
 from tests.hosts import fleet, image, podman, server
 from tests.hosts.machine import Refused, require_all
-from tests.hosts.network import GATEWAY, require_on_bridge
+from tests.hosts.network import gateway, require_on_bridge
 
 
 class Commands(click.Group):
@@ -40,7 +40,7 @@ def main() -> None:
 @click.option("--tasks", type=int, default=4096, show_default=True, help="The most processes and threads.")
 @click.option("--disk", "disks", multiple=True, metavar="DIR=MIB", help="A file system of its own for DIR, this small.")
 def up(name: str, release: str, octet: int, memory: str | None, tasks: int, disks: tuple[str, ...]) -> None:
-    """A fresh host NAME at 10.99.0.OCTET, in place of one of that name; user pi, key .test-hosts/key."""
+    """A fresh host NAME at 10.99.x.OCTET, in place of one of that name; user pi, key .test-hosts/key."""
     host = podman.Host(name, release, octet, memory, tasks, tuple(podman.Disk.parse(disk) for disk in disks))
     podman.up(host)
     click.echo(f"{name} {release} {host.address}")
@@ -124,8 +124,8 @@ def serve(
     directory: Path, port: int, corrupt: bool, stop_after: int | None, bytes_per_s: int | None, detach: Path | None
 ) -> None:
     """Serve the files of DIRECTORY on the bridge's own address, and print the URL. Needs a running host."""
-    require_on_bridge(GATEWAY)
-    with server.listening(directory, server.Faults(corrupt, stop_after, bytes_per_s), GATEWAY, port) as downloads:
+    require_on_bridge(gateway())
+    with server.listening(directory, server.Faults(corrupt, stop_after, bytes_per_s), gateway(), port) as downloads:
         click.echo(downloads.url)
         if detach is None or in_background(detach):
             downloads.serve_forever()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.hosts import image
 from tests.hosts.machine import PROJECT, STATE, Refused, require_all, run, sentence
-from tests.hosts.network import GATEWAY, SUBNET, address_of, keep_in, mac_of, require_on_bridge, wait_for_ssh
+from tests.hosts.network import address_of, gateway, give_up, keep_in, mac_of, require_on_bridge, subnet, wait_for_ssh
 
 NETWORK = "pi-test-hosts"
 # Not beside the rest of the state: paths of sockets are short, and what runs is gone after this machine's reboot.
@@ -131,7 +131,7 @@ def run_arguments(host: Host, image_name: str) -> list[str]:
         f"--label=octet={host.octet}",
         f"--network={NETWORK}",
         f"--ip={host.address}",
-        f"--mac-address={mac_of(host.octet)}",
+        f"--mac-address={mac_of(host.address)}",
         f"--cap-add={CAPABILITIES}",
         "--security-opt=seccomp=unconfined",
         "--security-opt=apparmor=unconfined",
@@ -152,18 +152,17 @@ def make_network() -> None:
 
     Raises: Refused, when something else has these addresses.
     """
-    keep_in()
+    network = str(subnet())
+    keep_in(network)
     with image.locked("network"):
         if NETWORK in podman("network", "ls", "--format={{.Name}}").split():
             return
         try:
-            podman("network", "create", "--disable-dns", "--subnet", SUBNET, "--gateway", GATEWAY, NETWORK)
+            podman("network", "create", "--disable-dns", "--subnet", network, "--gateway", gateway(), NETWORK)
         except Refused as refusal:
             if "already used" not in str(refusal):
                 raise
-            raise Refused(
-                f"the addresses {SUBNET} are in use on this machine; by another copy of this project? make clean there"
-            ) from None
+            raise Refused(f"the addresses {network} are in use on this machine; by what, `ip route` shows") from None
 
 
 def make_disk(host: str, disk: Disk) -> None:
@@ -306,6 +305,7 @@ def clean() -> None:
     down([host.name for host in listed()])
     if NETWORK in podman("network", "ls", "--format={{.Name}}").split():
         podman("network", "rm", "--force", NETWORK)
+    give_up()
     for tree in STATE.glob("*.tree"):
         image.remove_tree(tree)
     image.remove_tree(STATE)

@@ -15,7 +15,7 @@ from runs import Run, cut, host_vars, serves
 
 from tests.hosts import fleet, podman
 from tests.hosts.fleet import Node
-from tests.hosts.network import GATEWAY
+from tests.hosts.network import gateway
 from tests.hosts.server import Faults, serving
 
 # What dpkg has in its journal when the power goes between unpacking and configuring.
@@ -49,7 +49,7 @@ def test_power_is_cut_while_a_package_is_unpacked(one: Node) -> None:
 
 
 def test_a_download_that_comes_damaged(one: Node, tmp_path: Path) -> None:
-    with serving(fleet.RELEASES, Faults(corrupt=True), GATEWAY) as server:
+    with serving(fleet.RELEASES, Faults(corrupt=True), gateway()) as server:
         said = site(one, "-e", f"ollama_url={server.url}/{DOWNLOAD}", "-e", f"ollama_cache_dir={tmp_path}").fail()
     assert "did not come from http://" in said
     assert "Nothing of it was unpacked" in said
@@ -58,7 +58,7 @@ def test_a_download_that_comes_damaged(one: Node, tmp_path: Path) -> None:
 
 
 def test_a_download_that_ends_too_early(one: Node, tmp_path: Path) -> None:
-    with serving(fleet.RELEASES, Faults(stop_after=1 << 20), GATEWAY) as server:
+    with serving(fleet.RELEASES, Faults(stop_after=1 << 20), gateway()) as server:
         urls = ("-e", f"ollama_url={server.url}/{DOWNLOAD}", "-e", f"ollama_cache_dir={tmp_path}")
         said = site(one, "--tags=ollama", *urls).fail()
     assert "did not come from http://" in said

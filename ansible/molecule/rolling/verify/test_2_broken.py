@@ -11,6 +11,7 @@ import rolls
 from tests.hosts.fleet import Node
 from tests.hosts.load import Load
 from tests.hosts.machine import PROJECT
+from tests.hosts.network import address_of
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def test_a_release_that_ends_at_its_start_stops_at_the_first_host(at_the_canary:
 @pytest.fixture(scope="module")
 def with_wrong_settings(at_the_canary: Stopped, nodes: list[Node]) -> Stopped:
     """Settings that are allowed, and cannot serve: the address is another machine's."""
-    rolls.ask_for("rolling3", appliance_host="10.99.0.200")
+    rolls.ask_for("rolling3", appliance_host=address_of(200))
     seen = stopped(nodes, "profile.yml", "--limit=rolling3")
     rolls.ask_for("rolling3")
     return seen
