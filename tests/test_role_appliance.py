@@ -133,6 +133,12 @@ def test_no_other_programs_wish_for_workers_reaches_it():
     assert "UnsetEnvironment=WEB_CONCURRENCY GUNICORN_CMD_ARGS" in unit()
 
 
+def test_the_sandbox_hides_nothing_of_what_a_board_says_of_itself():
+    # A Pi's throttle bits are a file of sysfs that all may read; no program of root's has to hand them over.
+    hiding = "ProcSubset|InaccessiblePaths|TemporaryFileSystem|RootDirectory|RootImage|BindPaths|BindReadOnlyPaths"
+    assert [line for line in unit() if re.match(f"({hiding})=", line)] == []
+
+
 def test_only_a_port_that_needs_a_privilege_gets_one():
     assert "CapabilityBoundingSet=" in unit()
     low = unit(appliance_port=80)
