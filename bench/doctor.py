@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.inventory.tuned_file import TunedProfile, is_stale
+from bench.inventory.tuned_profile import TunedProfile, is_stale
 from bench.running.board_validity import REMEDIES
 from bench.statistics.outliers import outliers
 from bench.tuning.meter import not_in_force

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.inventory import tuned_file
-from bench.inventory.tuned_file import Measured, Provenance, TunedProfile
+from bench.inventory.tuned_profile import Measured, Provenance, TunedProfile
 from bench.running import runfile
 
 ROOT = Path(__file__).resolve().parent.parent

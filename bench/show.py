@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from bench.inventory.tuned_file import TunedProfile, is_stale
+from bench.inventory.tuned_profile import TunedProfile, is_stale
 from bench.report.data import RunView, found
 from bench.roofline import share
 from bench.running.run_table import figure

@@ -12,7 +12,7 @@ from typing import Any
 from harness import DEADLINE_S, PROJECT, Node
 
 from bench.inventory import tuned_file
-from bench.inventory.tuned_file import Provenance, TunedProfile
+from bench.inventory.tuned_profile import Provenance, TunedProfile
 
 PACKAGES = os.pathsep.join([str(PROJECT), *(path for path in sys.path if path.endswith("site-packages"))])
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from bench_runs import made, run_of
 
-from bench.inventory.tuned_file import Measured, Provenance, TunedProfile
+from bench.inventory.tuned_profile import Measured, Provenance, TunedProfile
 from bench.running import runfile, validity
 from bench.running.samples import ClosedLoop, Facts, Failure, Mark, Run, Sample, Stage
 from bench.statistics.comparison import Verdict

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from bench.doctor import Finding, Patient, findings
-from bench.inventory.tuned_file import Provenance, TunedProfile
+from bench.inventory.tuned_profile import Provenance, TunedProfile
 from bench.statistics.outliers import TEST, outliers
 
 

@@ -10,7 +10,7 @@ from report_page import page_of
 from report_results import SETTINGS, measured_run, node_facts, tuned, verified, write
 
 from bench.inventory import tuned_file
-from bench.inventory.tuned_file import Measured, Provenance, TunedProfile
+from bench.inventory.tuned_profile import Measured, Provenance, TunedProfile
 from bench.report.data import changed, gathered, throttling
 from bench.report.profile import profile_of
 

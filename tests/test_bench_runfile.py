@@ -102,7 +102,7 @@ def test_a_node_is_measured_by_one_bench_at_a_time(tmp_path: Path) -> None:
     with (
         runfile.locked(tmp_path, "pi1"),
         runfile.locked(tmp_path, "pi2"),
-        pytest.raises(RunFileError, match="another bench measures pi1 now"),
+        pytest.raises(RunFileError, match=rf"another bench measures pi1 now \(process {os.getpid()}\); wait"),
         runfile.locked(tmp_path, "pi1"),
     ):
         pass

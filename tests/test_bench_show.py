@@ -7,7 +7,7 @@ from typing import Any
 
 from bench_runs import made, stage_of
 
-from bench.inventory.tuned_file import Provenance, TunedProfile
+from bench.inventory.tuned_profile import Provenance, TunedProfile
 from bench.report.data import view
 from bench.running.samples import Run, Settings
 from bench.show import row, table

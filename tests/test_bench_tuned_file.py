@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from bench import wholefile
-from bench.inventory import tuned_file
-from bench.inventory.tuned_file import Against, Measured, NotAProfile, ProfileError, Provenance, TunedProfile
+from bench.inventory import tuned_file, tuned_profile
+from bench.inventory.tuned_file import NotAProfile, ProfileError
+from bench.inventory.tuned_profile import Against, Measured, Provenance, TunedProfile
 
 FACTS = {
     "board": {"name": "Raspberry Pi 5 Model B Rev 1.1"},
@@ -390,7 +391,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_second_tune_of_the_same_inventory_is_told_of_the_first(tmp_path: Path) -> None:
     with (
         tuned_file.locked(tmp_path),
-        pytest.raises(ProfileError, match="another bench tunes"),
+        pytest.raises(ProfileError, match=rf"another bench tunes .* now \(process {os.getpid()}\); wait for its end"),
         tuned_file.locked(tmp_path),
     ):
         pass
@@ -424,7 +425,7 @@ def facts(**parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_profile_is_fresh_while_its_node_is_the_same() -> None:
-    assert tuned_file.is_stale(FIRST, FACTS) == []
+    assert tuned_profile.is_stale(FIRST, FACTS) == []
 
 
 @pytest.mark.parametrize(
@@ -437,11 +438,11 @@ def test_a_profile_is_fresh_while_its_node_is_the_same() -> None:
     ],
 )
 def test_another_model_engine_or_board_makes_a_profile_stale(changed: dict[str, Any], reason: str) -> None:
-    (sentence,) = tuned_file.is_stale(FIRST, facts(**changed))
+    (sentence,) = tuned_profile.is_stale(FIRST, facts(**changed))
     assert sentence.startswith(reason)
 
 
 def test_what_nobody_knows_and_what_does_not_matter_makes_nothing_stale() -> None:
     unknown = facts(engine={"version": None}, board=None, model={})
-    assert tuned_file.is_stale(FIRST, unknown) == tuned_file.is_stale(FIRST, None) == []
-    assert tuned_file.is_stale(FIRST, facts(appliance={"version": "9"}, throttling={"bits": "0x50005"})) == []
+    assert tuned_profile.is_stale(FIRST, unknown) == tuned_profile.is_stale(FIRST, None) == []
+    assert tuned_profile.is_stale(FIRST, facts(appliance={"version": "9"}, throttling={"bits": "0x50005"})) == []

@@ -11,7 +11,7 @@ from gevent.event import Event
 
 from bench import all_nodes
 from bench.commands.nodes import Chosen
-from bench.inventory.tuned_file import TunedProfile
+from bench.inventory.tuned_profile import TunedProfile
 from bench.report.data import RunView
 from bench.running.client import BenchError, Patience, Target, get
 from bench.running.newest_run import newest_usable

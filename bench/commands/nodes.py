@@ -19,7 +19,8 @@ from gevent.event import Event
 from bench.commands.values import Node
 from bench.inventory import fleet, tuned_file
 from bench.inventory.fleet import Fleet, FleetError, Vault, folder_of
-from bench.inventory.tuned_file import ProfileError, TunedProfile
+from bench.inventory.tuned_file import ProfileError
+from bench.inventory.tuned_profile import TunedProfile
 from bench.running.client import Target
 from bench.tuning.deploy import Playbook
 

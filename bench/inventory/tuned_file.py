@@ -1,19 +1,16 @@
-"""A node's tuned profile and its file, inventory/host_vars/<node>/tuned.yml: the one file there that is the machine's.
+"""The file of a node's tuned profile, inventory/host_vars/<node>/tuned.yml: the one there that is the machine's.
 
-Owns what is in the file and how it is replaced, kept and brought back. What a profile may hold is the schema's, so the
-table of knobs', to say; what one that breaks it is told, the playbooks' own checks. Must not know: how settings are
-found, other nodes, the command line.
+Owns how it is read, replaced, kept and brought back. What a file that is no profile is told, is the playbooks' own
+checks to say. Must not know: how settings are found, other nodes, the command line.
 """
 
 from __future__ import annotations
 
 import difflib
-import fcntl
 import importlib.util
 import math
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -23,11 +20,10 @@ from typing import Any
 
 import msgspec
 
-from bench import wholefile
+from bench import lock, wholefile
 from bench.inventory import tuned_text
-from bench.knobs import FORMAT
+from bench.inventory.tuned_profile import VARIABLE, TunedProfile
 
-VARIABLE = "tuned_profile"
 NAME = "tuned.yml"
 # Ansible reads every file of host_vars/<node>/ as variables, but none whose name begins with a dot.
 PREVIOUS = ".tuned.previous.yml"
@@ -43,96 +39,6 @@ class ProfileError(Exception):
 
 class NotAProfile(ProfileError):
     """tuned.yml was edited into something that no play would take."""
-
-
-class Against(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a figure was compared with.
-
-    settings: as "N_CTX=512 N_THREADS=4", or what they are, such as "the defaults".
-    median: its own figure. change: of ours to it, as a share, with its confidence interval; n: rounds.
-    """
-
-    settings: str
-    median: float | None = None
-    change: float | None = None
-    ci95: tuple[float, float] | None = None
-    n: int | None = None
-
-
-class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One metric under the chosen settings."""
-
-    median: float
-    ci95: tuple[float, float]
-    n: int
-    against: Against | None = None
-
-
-class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """Which run chose the settings, when (UTC), and on what; None is not known."""
-
-    run: str
-    at: str
-    model: str | None = None
-    model_digest: str | None = None
-    ollama: str | None = None
-    appliance: str | None = None
-    board: str | None = None
-    throttled: str | None = None
-
-    @classmethod
-    def of(cls, run: str, at: str, facts: Mapping[str, Any] | None) -> Provenance:
-        """facts: what GET /node answered, or None."""
-        return cls(run=run, at=at, **basis(facts))
-
-
-class TunedProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """The variable tuned_profile, in the order of the file."""
-
-    format: int = FORMAT
-    env: dict[str, int | str]
-    measured: dict[str, Measured]
-    provenance: Provenance
-
-
-def basis(facts: Mapping[str, Any] | None) -> dict[str, str | None]:
-    """What a profile rests on, by its names in Provenance, out of GET /node's answer."""
-    found: Mapping[str, Any] = facts or {}
-
-    def at(part: str, name: str) -> str | None:
-        value = (found.get(part) or {}).get(name)
-        return None if value is None else str(value)
-
-    return {
-        "model": at("model", "name"),
-        "model_digest": at("model", "digest"),
-        "ollama": at("engine", "version"),
-        "appliance": at("appliance", "version"),
-        "board": at("board", "name"),
-        "throttled": at("throttling", "bits"),
-    }
-
-
-STALE_WITH = {
-    "model": "the model",
-    "model_digest": "the model's digest",
-    "ollama": "Ollama's version",
-    "board": "the board",
-}
-
-
-def is_stale(profile: TunedProfile, facts: Mapping[str, Any] | None) -> list[str]:
-    """Why what was measured is no longer true of this node, a sentence each; none while it still is.
-
-    What either side does not know is not held against the profile. facts: what GET /node answers now.
-    """
-    now = basis(facts)
-    reasons = []
-    for name, what in STALE_WITH.items():
-        then, today = getattr(profile.provenance, name), now[name]
-        if then is not None and today is not None and then != today:
-            reasons.append(f"{what} was {then} when it was measured, and is {today} now")
-    return reasons
 
 
 def path_of(inventory: Path, node: str) -> Path:
@@ -281,25 +187,12 @@ def locked(inventory: Path) -> Iterator[None]:
     The folder itself is locked, so nothing is left in it. Raises: ProfileError.
     """
     try:
-        handle = os.open(inventory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ProfileError(f"{inventory} cannot be locked: {error.strerror}.") from error
-    try:
-        _lock(handle, inventory)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, inventory: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ProfileError(
-            f"another bench tunes {inventory} now; wait for its end, or stop it (`fuser -v {inventory}` names it)."
-        ) from None
-    except OSError as error:
-        raise ProfileError(f"{inventory} cannot be locked: {error.strerror}.") from error
+        with lock.held(inventory):
+            yield
+    except lock.HeldByAnother as other:
+        raise ProfileError(f"another bench tunes {inventory} now ({other}); wait for its end, or stop it.") from None
+    except lock.Unlockable as error:
+        raise ProfileError(f"{inventory} cannot be locked: {error}.") from error
 
 
 def _render(profile: TunedProfile, path: Path, old: bytes) -> bytes:

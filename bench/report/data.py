@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.inventory import tuned_file
-from bench.inventory.tuned_file import ProfileError, TunedProfile
+from bench.inventory.tuned_file import ProfileError
+from bench.inventory.tuned_profile import TunedProfile
 from bench.knobs import KNOBS
 from bench.running import runfile
 from bench.running.outcome import Outcome, outcome

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.inventory.tuned_file import is_stale
+from bench.inventory.tuned_profile import is_stale
 from bench.report.data import NodeView
 
 

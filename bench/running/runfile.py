@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from bench import wholefile
+from bench import lock, wholefile
 from bench.running.samples import FORMAT, Run
 
 SUFFIX = ".json"
@@ -72,7 +71,7 @@ def write(data: bytes, path: Path) -> None:
     try:
         wholefile.put(data, path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error.strerror) from error
 
 
 def remove_leftovers(results: Path, node: str) -> None:
@@ -96,21 +95,18 @@ def locked(results: Path, node: str) -> Iterator[None]:
     path = results / node / ".lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
+        path.touch()
     except OSError as error:
-        raise _unwritable(path, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunFileError(
-                f"another bench measures {node} now (it holds {path}); wait for its end, or stop it."
-            ) from None
-        remove_leftovers(results, node)
-        yield
+        raise _unwritable(path, error.strerror) from error
+    try:
+        with lock.held(path):
+            remove_leftovers(results, node)
+            yield
+    except lock.HeldByAnother as other:
+        raise RunFileError(f"another bench measures {node} now ({other}); wait for its end, or stop it.") from None
+    except lock.Unlockable as error:
+        raise _unwritable(path, str(error)) from error
 
 
-def _unwritable(path: Path, error: OSError) -> RunFileError:
-    return RunFileError(
-        f"{path} cannot be written: {error.strerror}; make room, or choose another place with --results."
-    )
+def _unwritable(path: Path, why: str | None) -> RunFileError:
+    return RunFileError(f"{path} cannot be written: {why}; make room, or choose another place with --results.")

@@ -18,7 +18,7 @@ from gevent.event import Event
 
 from appliance import __version__
 from bench import all_nodes, roofline
-from bench.inventory.tuned_file import TunedProfile
+from bench.inventory.tuned_profile import TunedProfile
 from bench.knobs import KNOBS
 from bench.running import node_facts, runfile
 from bench.running.client import BenchError, Target

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from bench.inventory.tuned_file import TunedProfile
+from bench.inventory.tuned_profile import TunedProfile
 from bench.running import runfile
 from bench.running.runfile import RunFileError
 from bench.running.samples import FORMAT, Facts

@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from appliance import benchmark_choice, benchmark_report
-from bench.inventory.tuned_file import Against, Measured, Provenance, TunedProfile
+from bench.inventory.tuned_profile import Against, Measured, Provenance, TunedProfile
 from bench.knobs import KNOBS
 from bench.statistics.intervals import mean_interval
 from bench.tuning.block import Ran
