@@ -66,3 +66,17 @@ def test_every_kind_of_problem_is_told() -> None:
         "site.yml makes them so)",
         "profile.yml writes them)",
     ]
+
+
+def test_a_stale_profile_is_told_and_is_no_fault() -> None:
+    facts = serving(rollout__stale=["Ollama's version was 1 when it was measured, and is 2 now"])
+    lines = module.fleet_table(["pi1"], {"pi1": facts})
+    assert lines[1].endswith("profile stale")
+    assert lines[2].startswith("pi1: its tuned profile is stale: Ollama's version was 1 when it was measured, and is 2")
+
+
+def test_a_fault_is_more_than_a_stale_profile() -> None:
+    facts = serving(rollout__stale=["the board was A"], rollout__problems=["no generation"])
+    lines = module.fleet_table(["pi1"], {"pi1": facts})
+    assert lines[1].endswith("1 to mend")
+    assert len(lines) == 4

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from appliance import machine
+
 SOURCE = Path(__file__).parent.parent / "ansible" / "library" / "node_state.py"
 spec = importlib.util.spec_from_file_location("node_state", SOURCE)
 assert spec is not None
@@ -88,3 +90,25 @@ def test_it_sees_who_listens_on_version_6() -> None:
 def test_a_model_without_a_tag_is_latest() -> None:
     assert node_state.digest_of([{"name": "tiny:latest", "digest": "ab"}], "tiny") == "ab"
     assert node_state.digest_of([{"name": "tiny:1b", "digest": "ab"}], "registry.ollama.ai/library/tiny:1b") == "ab"
+
+
+DEVICE_TREE = {"sys/firmware/devicetree/base/model": b"Raspberry Pi 5 Model B Rev 1.0\0"}
+SMBIOS = {"sys/class/dmi/id/sys_vendor": b"LENOVO\n", "sys/class/dmi/id/product_name": b"20XW\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        (DEVICE_TREE, "Raspberry Pi 5 Model B Rev 1.0"),
+        (SMBIOS, "LENOVO 20XW"),
+        (DEVICE_TREE | SMBIOS, "Raspberry Pi 5 Model B Rev 1.0"),
+        ({}, None),
+    ],
+)
+def test_the_board_has_the_name_that_the_appliance_tells(
+    tmp_path: Path, files: dict[str, bytes], name: str | None
+) -> None:
+    for path, content in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    assert node_state.board(tmp_path) == machine.board(tmp_path).name == name

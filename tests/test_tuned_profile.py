@@ -6,9 +6,12 @@ import sys
 from copy import deepcopy
 from typing import Any
 
+import msgspec
 import pytest
 import roles
 from ansible.errors import AnsibleFilterError
+
+from bench.inventory import tuned_profile as bench_profile
 
 sys.path.insert(0, str(roles.ROOT / "ansible" / "filter_plugins"))
 import tuned_profile
@@ -117,3 +120,27 @@ def test_a_file_that_is_not_yaml_is_named_with_its_line(tmp_path):
     assert sentence.startswith(f"{tuned}, line 3: it is not YAML")
     tuned.write_text("tuned_profile: {}")
     assert tuned_profile.unreadable_profiles(["pi1", "pi2"], [str(tmp_path)]) == []
+
+
+NOW = {"model": "qwen2.5:3b", "model_digest": "357c53fb", "ollama": "0.34.4", "board": "Raspberry Pi 5"}
+
+
+@pytest.mark.parametrize("name", NOW)
+def test_a_profile_is_stale_for_the_same_reasons_as_in_bench(name):
+    then = bench_profile.Provenance(run="r", at="now", appliance="0.1.0", **{**NOW, name: "another"})
+    facts = {
+        "model": {"name": NOW["model"], "digest": NOW["model_digest"]},
+        "engine": {"version": NOW["ollama"]},
+        "board": {"name": NOW["board"]},
+    }
+    profile = bench_profile.TunedProfile(env={}, measured={}, provenance=then)
+    (reason,) = tuned_profile.stale_reasons(msgspec.to_builtins(then), NOW)
+    assert [reason] == bench_profile.is_stale(profile, facts)
+    assert f"was another when it was measured, and is {NOW[name]} now" in reason
+
+
+def test_what_nobody_knows_makes_no_profile_stale():
+    known = dict.fromkeys(NOW, "another")
+    assert tuned_profile.stale_reasons(NOW, dict.fromkeys(NOW)) == []
+    assert tuned_profile.stale_reasons(None, NOW) == tuned_profile.stale_reasons({}, NOW) == []
+    assert tuned_profile.stale_reasons({**dict.fromkeys(NOW), "appliance": "0.1.0"}, known) == []

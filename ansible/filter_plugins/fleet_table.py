@@ -20,12 +20,17 @@ class FilterModule:
 def fleet_table(nodes: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A line for each node under a line of heads, in aligned columns; below, what is wrong, a line each.
 
-    A node that could not be looked at has no `rollout__state` and is told as such.
+    A node that could not be looked at has no `rollout__state` and is told as such. A stale profile is told and is no
+    fault: the node serves as it is wanted, only not as fast as it might.
     """
     rows = [HEAD, *(row(node, hostvars[node]) for node in nodes)]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in rows]
-    return lines + [f"{node}: {problem}" for node in nodes for problem in problems_of(hostvars[node])]
+    return lines + [
+        f"{node}: {sentence}"
+        for node in nodes
+        for sentence in (*problems_of(hostvars[node]), *stale_sentences(hostvars[node]))
+    ]
 
 
 def row(node: str, facts: Mapping[str, Any]) -> tuple[str, ...]:
@@ -34,7 +39,6 @@ def row(node: str, facts: Mapping[str, Any]) -> tuple[str, ...]:
         return (node, *[UNKNOWN] * (len(HEAD) - 2), "not reached")
     probe = facts.get("rollout__probe_report") or {}
     speed = probe.get("tokens_per_s")
-    wrong = problems_of(facts)
     return (
         node,
         state["releases"].get("appliance") or UNKNOWN,
@@ -45,8 +49,19 @@ def row(node: str, facts: Mapping[str, Any]) -> tuple[str, ...]:
         f"{speed:.1f}" if speed is not None else UNKNOWN,
         str(sum(unit["restarts"] for unit in state["units"].values())),
         f"{state['disk_free_mib'] / GIB:.1f} GiB",
-        "as it should be" if not wrong else f"{len(wrong)} to mend",
+        state_of(facts),
     )
+
+
+def state_of(facts: Mapping[str, Any]) -> str:
+    if wrong := problems_of(facts):
+        return f"{len(wrong)} to mend"
+    return "profile stale" if facts.get("rollout__stale") else "as it should be"
+
+
+def stale_sentences(facts: Mapping[str, Any]) -> list[str]:
+    reasons = list(facts.get("rollout__stale") or [])
+    return [f"its tuned profile is stale: {'; '.join(reasons)} (bench tune measures it anew)"] if reasons else []
 
 
 def problems_of(facts: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Checks a node's tuned profile on the controller, before any node is asked anything.
+"""Checks a node's tuned profile on the controller, before any node is asked anything, and tells when it is stale.
 
 What a profile may hold is inventory/tuned_profile.schema.json's to say, which bench writes; this puts what a profile
 breaks into sentences that name the file, the field, the value and what is allowed.
@@ -27,6 +27,12 @@ except ImportError:  # said when a profile is to be checked, not to whoever has 
 
 SCHEMA = Path(__file__).parents[2] / "inventory" / "tuned_profile.schema.json"
 VALUE_SHOWN = 60
+STALE_WITH = {
+    "model": "the model",
+    "model_digest": "the model's digest",
+    "ollama": "Ollama's version",
+    "board": "the board",
+}
 
 
 @cache
@@ -114,9 +120,24 @@ def _unreadable(file: Path) -> Iterator[str]:
         yield f"{file}{line}: it is not YAML ({why}); bench writes it, so delete it, or take an earlier one from git."
 
 
+def stale_reasons(provenance: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
+    """Why what was measured is no longer true of a node, a sentence each; none while it still is.
+
+    provenance: a profile's, or None where there is no profile. now: the node's, by the same names; what either does
+    not know is not held against the profile.
+    """
+    then = provenance or {}
+    return [
+        f"{what} was {then[name]} when it was measured, and is {now[name]} now"
+        for name, what in STALE_WITH.items()
+        if then.get(name) is not None and now.get(name) is not None and then[name] != now[name]
+    ]
+
+
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "stale_reasons": stale_reasons,
             "tuned_profile_problems": tuned_profile_problems,
             "unreadable_profiles": unreadable_profiles,
         }

@@ -80,6 +80,11 @@ digest:
   description: The model's digest, or none when it is not there.
   returned: always
   type: str
+board:
+  description: The board's name as it says itself, or none; the same as in GET /node of the appliance.
+  returned: always
+  type: str
+  sample: Raspberry Pi 5 Model B Rev 1.0
 ready:
   description: The body of /ready with its http_status, none when nothing answers.
   returned: always
@@ -100,6 +105,8 @@ ANSWER_BYTES_MAX = 1 << 20
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where one that listens everywhere is asked
 LINKS = {"appliance": "/opt/pi-llm/current", "ollama": "/opt/ollama/current"}
 UNITS = ("ollama", "pi-llm")
+DEVICE_TREE_MODEL = "sys/firmware/devicetree/base/model"
+SMBIOS_NAMES = ("sys/class/dmi/id/sys_vendor", "sys/class/dmi/id/product_name")
 LISTEN = "0A"
 
 
@@ -129,6 +136,7 @@ def observed(wanted: dict[str, Any]) -> dict[str, Any]:
         "releases": {service: release(link) for service, link in LINKS.items()},
         "ollama_version": version.get("version"),
         "digest": digest_of(tags.get("models") or [], wanted["model_name"]),
+        "board": board(Path("/")),
         "ready": get(host, wanted["appliance_port"], "/ready"),
         "health": get(host, wanted["appliance_port"], "/health"),
         "listeners": listeners({wanted["ollama_port"], wanted["appliance_port"]}),
@@ -185,6 +193,20 @@ def release(link: str) -> str | None:
         return Path(os.readlink(link)).name
     except OSError:
         return None
+
+
+def board(root: Path) -> str | None:
+    """The board's name, as the appliance tells it, out of whose answers profiles have theirs."""
+    return (
+        text(root / DEVICE_TREE_MODEL) or " ".join(filter(None, (text(root / name) for name in SMBIOS_NAMES))) or None
+    )
+
+
+def text(path: Path) -> str:
+    try:
+        return path.read_bytes().rstrip(b"\n\0").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def get(host: str, port: int, path: str) -> dict[str, Any] | None:
