@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import roles
+import yaml
 
 sys.path.insert(0, str(roles.ROOT / "ansible" / "library"))
 import ollama_adoption
@@ -210,6 +211,7 @@ def lay_out(folder: Path, made: Path, release: str = "0.34.4-aaaaaaaa", **wanted
         "root": str(folder),
         "exclude": ["lib/ollama/cuda_*"],
         "keep": 2,
+        "referred": [],
     }
     return ollama_release.lay_out(Shell(), {**given, **wanted})
 
@@ -278,6 +280,25 @@ def test_the_current_release_and_the_one_before_stay(tmp_path: Path) -> None:
     (tmp_path / "current").symlink_to("releases/0.34.d")
     assert lay_out(tmp_path, made, release="0.34.new") == ["0.34.b", "0.34.c"]
     assert sorted(os.listdir(tmp_path / "releases")) == ["0.34.a", "0.34.d", "0.34.new"]
+
+
+def test_failed_upgrades_do_not_cost_the_release_that_a_rollback_needs(tmp_path: Path) -> None:
+    made = archive(tmp_path)
+    for age, name in enumerate(("before", "serving")):
+        lay_out(tmp_path, made, release=f"0.34.{name}")
+        os.utime(tmp_path / "releases" / f"0.34.{name}", (age, age))
+    (tmp_path / "current").symlink_to("releases/0.34.serving")
+    referred = ["releases/0.34.before", "releases/0.34.serving", "releases/0.1.0-of-the-appliance"]
+    assert lay_out(tmp_path, made, release="0.34.failed", referred=referred) == []
+    assert lay_out(tmp_path, made, release="0.34.again", referred=referred) == ["0.34.failed"]
+    assert sorted(os.listdir(tmp_path / "releases")) == ["0.34.again", "0.34.before", "0.34.serving"]
+
+
+def test_the_role_tells_which_releases_deployments_refer_to() -> None:
+    tasks = yaml.safe_load((roles.ROLES / "ollama/tasks/release.yml").read_text())
+    (laid_out,) = [task["ollama_release"] for task in tasks if "ollama_release" in task]
+    registered = [task["register"] for task in tasks if "deployment" in task]
+    assert [f"{{{{ {name}.links }}}}" for name in registered] == [laid_out["referred"]]
 
 
 def test_a_unit_is_ours_when_it_starts_what_we_laid_out(tmp_path: Path) -> None:

@@ -57,6 +57,11 @@ options:
     description: How many releases stay beside the new one. The one that C(current) names always stays.
     type: int
     default: 2
+  referred:
+    description: Names of other releases that always stay, or paths that end in them; they count among I(keep).
+    type: list
+    elements: str
+    default: []
   leftovers:
     description: The folder in the home of the ssh user in which copies from the controller arrive; emptied afterwards.
     type: str
@@ -173,13 +178,13 @@ def hidden(releases: Path) -> list[Path]:
     return list(releases.glob(".*"))
 
 
-def to_remove(releases: Path, new: str, keep: int) -> list[Path]:
-    """The oldest releases beyond `keep`, never the new one or the current one."""
-    current = os.path.basename(os.path.realpath(releases.parent / "current"))
-    others = [path for path in releases.iterdir() if path.name not in (new, current) and path.name[0] != "."]
+def to_remove(releases: Path, new: str, keep: int, referred: list[str]) -> list[Path]:
+    """The oldest releases beyond `keep`, never the new one, the current one or one that is referred to."""
+    needed = {os.path.basename(os.path.realpath(releases.parent / "current")), *map(os.path.basename, referred)}
+    there = [path for path in releases.iterdir() if path.name != new and path.name[0] != "."]
+    others = [path for path in there if path.name not in needed]
     newest_first = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
-    kept = keep - 1 if (releases / current).is_dir() and current != new else keep
-    return newest_first[max(kept, 0) :]
+    return newest_first[max(keep - (len(there) - len(others)), 0) :]
 
 
 def clean(archive: Path, root: Path, leftovers: str) -> None:
@@ -202,7 +207,7 @@ def lay_out(module: AnsibleModule, wanted: dict[str, Any]) -> list[str]:
     for path in hidden(releases):
         shutil.rmtree(path)
     verify(archive, wanted["checksum"])
-    old = to_remove(releases, wanted["release"], wanted["keep"])
+    old = to_remove(releases, wanted["release"], wanted["keep"], wanted["referred"])
     for path in old:
         shutil.rmtree(path)
     try:
@@ -225,6 +230,7 @@ def main() -> None:
             "root": {"type": "path", "default": "/opt/ollama"},
             "exclude": {"type": "list", "elements": "str", "default": []},
             "keep": {"type": "int", "default": 2},
+            "referred": {"type": "list", "elements": "str", "default": []},
             "leftovers": {"type": "str", "default": ".ansible/pi-llm-fleet"},
         },
         supports_check_mode=True,
