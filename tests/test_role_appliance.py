@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pwd
 import re
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import roles
+import yaml
 from click.testing import CliRunner
 
 from appliance.__main__ import main
@@ -343,6 +345,24 @@ def test_a_release_that_a_killed_run_finished_meanwhile_is_taken_as_it_is(home):
     put(home, "1-new")
     assert mark.stat().st_mtime_ns == made_at
     assert [path.name for path in (home / "releases").iterdir()] == ["1-new"]
+
+
+def test_what_a_cut_copy_left_in_the_ssh_users_home_goes(tmp_path, monkeypatch):
+    person = pwd.struct_passwd(("pi", "x", 1000, 1000, "", str(tmp_path), "/bin/sh"))
+    monkeypatch.setenv("SUDO_USER", "pi")
+    monkeypatch.setattr(pwd, "getpwnam", {"pi": person}.__getitem__)
+    left = tmp_path / ".ansible" / "pi-llm-fleet" / "ansible-tmp-1"
+    left.mkdir(parents=True)
+    (left / "source").touch()
+    appliance_release.clean(".ansible/pi-llm-fleet")
+    assert list((tmp_path / ".ansible").iterdir()) == []
+
+
+def test_copies_arrive_where_the_module_cleans_up():
+    tasks = yaml.safe_load((roles.ROLES / "appliance/tasks/release.yml").read_text())
+    (copy,) = [task for task in tasks if "ansible.builtin.copy" in task]
+    (installed,) = [task["appliance_release"] for task in tasks if "appliance_release" in task]
+    assert copy["vars"]["ansible_remote_tmp"] == f"~/{installed['leftovers']}"
 
 
 def test_check_mode_installs_nothing(home):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,10 @@ options:
     type: list
     elements: str
     default: []
+  leftovers:
+    description: The folder in the home of the ssh user in which copies from the controller arrive; emptied afterwards.
+    type: str
+    default: .ansible/pi-llm-fleet
   home:
     description: Where the releases are.
     type: path
@@ -175,6 +180,12 @@ def _alone(home: Path) -> Iterator[None]:
         yield
 
 
+def clean(leftovers: str) -> None:
+    """Remove copies that were cut short in the ssh user's home."""
+    user = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    shutil.rmtree(Path(pwd.getpwnam(user).pw_dir) / leftovers, ignore_errors=True)
+
+
 def put(home: Path, release: str, archive: Path, keep: list[str], *, check: bool) -> list[str]:
     """Install the release and remove what is superfluous; returns what was."""
     keep = [*keep, release, archive.name]
@@ -196,6 +207,7 @@ def main() -> None:
             "release": {"type": "str", "required": True},
             "archive": {"type": "path", "required": True},
             "keep": {"type": "list", "elements": "str", "default": []},
+            "leftovers": {"type": "str", "default": ".ansible/pi-llm-fleet"},
             "home": {"type": "path", "default": "/opt/pi-llm"},
         },
         supports_check_mode=True,
@@ -209,6 +221,9 @@ def main() -> None:
         module.fail_json(msg=f"appliance_release: {error}")
     except OSError as error:
         module.fail_json(msg=f"appliance_release: {error.filename or home}: {error.strerror}.")
+    finally:
+        if not module.check_mode:
+            clean(given["leftovers"])
     module.exit_json(changed=True, removed=removed)
 
 
