@@ -89,7 +89,7 @@ def test_a_blob_that_is_not_what_its_name_says_is_refused_before_the_manifest(tm
     (tmp_path / "incoming" / file_of(WEIGHTS)).write_bytes(b"GGUF and so xx")
     with pytest.raises(StoreRefused, match=f"should be {file_of(WEIGHTS)} arrived as {file_of(b'GGUF and so xx')}"):
         apply(tmp_path, "present")
-    ollama_store.clean(tmp_path, "")
+    ollama_store.clean(tmp_path / "incoming", "")
     assert names(tmp_path) == [f"blobs/{file_of(CONFIG)}"]
     assert apply(tmp_path, "read")["is_whole"] is False
 
@@ -130,6 +130,18 @@ def test_a_manifest_cannot_name_files_elsewhere() -> None:
     evil = {"config": {"digest": "sha256:../../x", "size": 1}, "layers": []}
     with pytest.raises(StoreRefused, match="which is no sha256"):
         ollama_store.blobs_of(json.dumps(evil).encode())
+
+
+def test_what_another_playbook_brings_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "incoming" / "1", tmp_path / "incoming" / "2"
+    for folder in (ours, theirs):
+        arrive(tmp_path, CONFIG, WEIGHTS)
+        folder.mkdir()
+        for path in [path for path in (tmp_path / "incoming").iterdir() if path.is_file()]:
+            path.rename(folder / path.name)
+    assert apply(tmp_path, "present", incoming=str(ours))["is_whole"] is True
+    ollama_store.clean(ours, "")
+    assert sorted(path.name for path in theirs.iterdir()) == sorted([file_of(CONFIG), file_of(WEIGHTS)])
 
 
 def test_check_mode_says_what_would_be_copied(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ short_description: Read a store of Ollama's models, or put a copied model into i
 description:
   - V(read) says whether a model is in the store, with its manifest and what blobs it needs. It changes nothing.
   - V(missing) says which blobs of a manifest the store has not. It changes nothing.
-  - V(present) takes blobs that were copied into C(path/incoming), verifies each, and makes them a model.
+  - V(present) takes blobs that were copied into I(incoming), verifies each, and makes them a model.
   - Ollama sees a model that was put in without a restart.
 options:
   path:
@@ -54,6 +54,9 @@ options:
     description: The manifest in base64, as V(read) returns it. Needed for V(missing) and V(present).
     type: str
     default: ""
+  incoming:
+    description: The folder on the store's disk in which blobs arrive; V(present) removes it. C(path/incoming) by default.
+    type: path
   owner:
     description: The user and group that get what is written; empty leaves it to who runs this.
     type: str
@@ -197,9 +200,9 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def take_in(store: Path, blob: Blob, owner: str) -> None:
+def take_in(store: Path, incoming: Path, blob: Blob, owner: str) -> None:
     """Verify one blob that arrived and rename it among the others."""
-    arrived = store / "incoming" / blob["file"]
+    arrived = incoming / blob["file"]
     if not arrived.is_file():
         raise StoreRefused(f"The blob {blob['file']} did not arrive in {arrived.parent}.")
     found = f"sha256-{sha256_of(arrived)}"
@@ -242,20 +245,24 @@ def give(path: Path, owner: str) -> None:
         shutil.chown(path, owner, owner)
 
 
-def put_in(store: Path, name: str, manifest: bytes, owner: str) -> None:
+def put_in(store: Path, incoming: Path, name: str, manifest: bytes, owner: str) -> None:
     """Make a model of what arrived, as the decision list above says."""
     for blob in missing(store, blobs_of(manifest)):
-        take_in(store, blob, owner)
+        take_in(store, incoming, blob, owner)
     path = manifest_path(store, name)
-    make_directories(store / "incoming", owner)
-    made = store / "incoming" / "manifest"
+    make_directories(incoming, owner)
+    made = incoming / "manifest"
     made.write_bytes(manifest)
     settle(made, path, owner)
 
 
-def clean(store: Path, leftovers: str) -> None:
+def arrives_in(wanted: dict[str, Any]) -> Path:
+    return Path(wanted.get("incoming") or Path(wanted["path"]) / "incoming")
+
+
+def clean(incoming: Path, leftovers: str) -> None:
     """Nothing half is kept, neither here nor where ssh put it."""
-    shutil.rmtree(store / "incoming", ignore_errors=True)
+    shutil.rmtree(incoming, ignore_errors=True)
     if leftovers:
         user = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
         shutil.rmtree(Path(pwd.getpwnam(user).pw_dir) / leftovers, ignore_errors=True)
@@ -278,7 +285,7 @@ def apply(wanted: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if check_mode:
         size_mib = sum(blob["size_bytes"] for blob in lacks) // 2**20
         return {"changed": True, "msg": f"would copy {len(lacks)} blobs of {name}, {size_mib} MiB", "digest": found}
-    put_in(store, name, manifest, wanted["owner"])
+    put_in(store, arrives_in(wanted), name, manifest, wanted["owner"])
     return {"changed": True, **read(store, name, found)}
 
 
@@ -290,6 +297,7 @@ def main() -> None:
             "state": {"type": "str", "default": "read", "choices": ["read", "missing", "present"]},
             "digest": {"type": "str", "default": ""},
             "manifest": {"type": "str", "default": ""},
+            "incoming": {"type": "path"},
             "owner": {"type": "str", "default": ""},
             "leftovers": {"type": "str", "default": ""},
         },
@@ -303,7 +311,7 @@ def main() -> None:
         module.fail_json(msg=f"The store {module.params['path']} cannot be used: {error}.")
     finally:
         if module.params["state"] == "present" and not module.check_mode:
-            clean(Path(module.params["path"]), module.params["leftovers"])
+            clean(arrives_in(module.params), module.params["leftovers"])
     module.exit_json(**result)
 
 
