@@ -301,6 +301,12 @@ def test_the_role_tells_which_releases_deployments_refer_to() -> None:
     assert [f"{{{{ {name}.links }}}}" for name in registered] == [laid_out["referred"]]
 
 
+def test_a_download_is_bounded_as_a_whole_and_not_only_while_it_stands_still() -> None:
+    tasks = yaml.safe_load((roles.ROLES / "ollama/tasks/release.yml").read_text())
+    downloads = [task for block in tasks for task in block.get("block", []) if "ansible.builtin.get_url" in task]
+    assert [task.get("timeout") for task in downloads] == ["{{ ollama_download_max_s }}"] * 2
+
+
 def test_a_unit_is_ours_when_it_starts_what_we_laid_out(tmp_path: Path) -> None:
     unit = tmp_path / "ollama.service"
     unit.write_text(roles.render("ollama", "etc/systemd/system/ollama.service", None))

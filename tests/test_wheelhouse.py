@@ -165,6 +165,16 @@ def test_a_python_without_pip_is_told_how_to_get_it(tmp_path, monkeypatch):
         wheelhouse._download(tmp_path / "requirements.txt", PI, tmp_path / "wheels")
 
 
+def test_a_download_that_never_ends_is_given_up(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *" download "*) exec tail -f /dev/null;; esac\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(wheelhouse, "DOWNLOAD_MAX_S", 0.01)
+    with pytest.raises(WheelhouseError, match="for aarch64 and Python 3.13 did not come within 0.01 s"):
+        wheelhouse._download(tmp_path / "requirements.txt", PI, tmp_path / "wheels")
+
+
 # ------------------------------------------------------------------------------------------------------------- packing
 
 

@@ -26,7 +26,7 @@ options:
     type: path
     required: true
   inherit:
-    description: Whether what a killed playbook left is taken over instead of removed, as files with lasting names can be.
+    description: Whether what a killed playbook left is taken over and not removed, as files with lasting names can be.
     type: bool
     default: false
 attributes:

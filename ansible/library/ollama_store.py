@@ -55,7 +55,7 @@ options:
     type: str
     default: ""
   incoming:
-    description: The folder on the store's disk in which blobs arrive; V(present) removes it. C(path/incoming) by default.
+    description: The folder on the store's disk where blobs arrive; V(present) removes it. C(path/incoming) by default.
     type: path
   owner:
     description: The user and group that get what is written; empty leaves it to who runs this.

@@ -107,6 +107,7 @@ PINNED = re.compile(
     r"(?P<name>[A-Za-z0-9._-]+)(\[[^\]]*\])?==(?P<version>[^\s;]+)(\s*;\s*(?P<marker>.+?))?(?P<hashes>(\s+--hash=\S+)+)"
 )
 WHEEL_FILE = b"Wheel-Version: 1.0\nGenerator: wheelhouse\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+DOWNLOAD_MAX_S = 3600  # some 20 MB; pip itself bounds only how long a connection stands still
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time that zip knows
 
 
@@ -330,7 +331,14 @@ def _download(listed: Path, platform: Platform, folder: Path) -> None:
     tags = [word for tag in platform.wheel_tags for word in ("--platform", tag)]
     target = ["--implementation", "cp", "--python-version", platform.python, *tags]
     what = ["--only-binary=:all:", "--require-hashes", "--no-deps", "--requirement", str(listed), "--dest", str(folder)]
-    done = subprocess.run([*pip, "download", "--quiet", *target, *what], capture_output=True, text=True, check=False)
+    command = [*pip, "download", "--quiet", *target, *what]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DOWNLOAD_MAX_S)
+    except subprocess.TimeoutExpired:
+        raise WheelhouseError(
+            f"the wheels for {platform.machine} and Python {platform.python} did not come within {DOWNLOAD_MAX_S} s; "
+            "look at the controller's network and at its package index, and run the playbook again."
+        ) from None
     if done.returncode:
         raise WheelhouseError(_why(done.stderr, platform))
 
