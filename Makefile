@@ -21,7 +21,7 @@ MOLECULE = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MOLECULE_GLOB='ansible/molecule/*
 $(shell [ "$$(cat $(VENV)/serving 2>/dev/null)" = "$(CURDIR)" ] || rm -f $(VENV)/serving)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo fleet demo-down test test-hosts test-fast lint docs bench-fleet bench-gateway bench-provision bench-truth lock clean preflight preflight-tests preflight-hosts
+.PHONY: help demo fleet demo-down test test-hosts test-fast lint docs bench-fleet bench-gateway bench-provision bench-truth lock clean preflight preflight-tests preflight-browser preflight-hosts
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ demo: $(VENV)/serving ## Run engine and appliance here, stream an answer, serve 
 demo-down: ## End a running demo
 	@if [ -d .demo ] && [ -e $(VENV)/serving ]; then $(PY) -m appliance demo --down; else echo "no demo runs"; fi
 
-test: lint $(VENV)/testing ## All tests, of every tier
+test: preflight-browser lint $(VENV)/testing ## All tests, of every tier
 	$(PY) -m pytest
 
 test-fast: $(VENV)/testing ## Tier 1: pure code, no servers
@@ -95,7 +95,8 @@ clean: ## Remove what these targets made
 # What the system lacks is said, all at once, before anything is half-made. NEEDS: what more a target needs than the demo.
 preflight: NEEDS :=
 preflight-tests: NEEDS := curl
-preflight preflight-tests:
+preflight-browser: NEEDS := curl chromium
+preflight preflight-tests preflight-browser:
 	@lacks=; \
 	command -v $(PYTHON) >/dev/null || lacks="$$lacks $(notdir $(PYTHON))"; \
 	$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || lacks="$$lacks python3-venv"; \

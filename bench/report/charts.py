@@ -1,6 +1,6 @@
 """Drawings for a report: strips within tables, and a node's history. Inline SVG in percent, so that they fit any width.
 
-A drawing adds nothing that the numbers beside it do not say, so it is hidden from screen readers. Shapes differ as
+A strip adds nothing that the numbers beside it do not say, so it is hidden from screen readers. Shapes differ as
 colours do. Pure; must not know what is drawn.
 """
 

@@ -21,13 +21,14 @@ def trouble(node: NodeView) -> list[str]:
     said = []
     newest = node.runs[-1] if node.runs else None
     if newest and not newest.is_usable:
-        reasons = [f"{mark.reason}; {mark.remedy}" for mark in newest.marks if mark.is_invalid]
-        said.append(f"the newest run is invalid: {'. '.join(reasons) or newest.outcome.problem or 'no answer came'}")
+        reasons = dict.fromkeys(f"{mark.reason} ({mark.remedy})" for mark in newest.marks if mark.is_invalid)
+        said.append(f"the newest run is invalid: {'; '.join(reasons) or newest.outcome.problem or 'no answer came'}")
     elif newest and newest.throttling:
         said.append(f"it throttled: {', '.join(newest.throttling).replace('_', ' ')}")
-    verdict = node.verifications[-1].verdict if node.verifications else None
-    if verdict and verdict.kind == "slower":
-        said.append(f"the newest profile that was verified is {verdict}")
+    newest_proof = node.verifications[-1] if node.verifications else None
+    if newest_proof and newest_proof.verdict and newest_proof.verdict.kind == "slower":
+        then = "; the previous one was brought back" if newest_proof.restored else ""
+        said.append(f"the newest profile that was verified is {newest_proof.verdict}{then}")
     profile = profile_of(node)
     if profile and profile.stale:
         said.append(f"its profile is stale: {'; '.join(profile.stale)}")
@@ -120,4 +121,4 @@ def _profile(profile: ProfileView | None, now: datetime) -> Markup:
     words = [badge("stale", "warn") if profile.stale else None, f" {age(profile.at, now)} "]
     force = {True: "in force", False: "not in force", None: ""}[profile.is_in_force]
     said = ", ".join(part for part in ("proposed by a tune" if profile.is_proposal else "", force) if part)
-    return joined(*words, below(said))
+    return joined(*words, below(said), below(str(profile.proof)) if profile.proof else None)

@@ -14,18 +14,23 @@ from bench.report.verified import verifications
 
 
 def section(node: NodeView, anchor: str, now: datetime, is_open: bool) -> Markup:
+    """anchor: stands within what is folded, since a browser unfolds what a link leads into, not what it leads to."""
     run = node.shown
     return element(
         "details",
         element("summary", element("h2", node.name), _badges(node)),
-        _machine(run) if run else None,
-        _standing(node, now),
-        *(loads(run), latencies(run)) if run else (),
-        race(node.tune, now) if node.tune else None,
-        verifications(node.verifications, now),
-        history(node),
+        element(
+            "div",
+            _machine(run) if run else None,
+            _standing(node, now),
+            *(loads(run), latencies(run)) if run else (),
+            race(node.tune, now) if node.tune else None,
+            verifications(node.verifications, now),
+            history(node),
+            class_="inside",
+            id=anchor,
+        ),
         class_="node",
-        id=anchor,
         open=is_open,
     )
 

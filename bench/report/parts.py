@@ -46,7 +46,7 @@ def figure(estimate: Estimate | None, n: int | None = None) -> Markup:
     """The value, and below it its interval and n; a bound that the data did not set is open."""
     if estimate is None:
         return NONE
-    parts = [interval(estimate.low, estimate.high), f"n {n:,}" if n is not None else ""]
+    parts = [interval(estimate.low, estimate.high), f"n\N{NO-BREAK SPACE}{n:,}" if n is not None else ""]
     return joined(element("b", number(estimate.value)), below(" · ".join(part for part in parts if part)))
 
 

@@ -47,13 +47,16 @@ def plot(points: Sequence[Point], unit: str) -> Markup:
     labels = [
         element("text", points[i].label, x=_x(i, points), y=178, text_anchor="middle") for i in _labelled(len(points))
     ]
-    drawn = element("svg", *grid, *changes, *joints, *dots, *labels, class_="plot", height=HISTORY_PX, width="100%")
+    values = [p.estimate.value for p in points]
+    told = f"{unit}: {len(points)} runs, from {number(values[0])} to {number(values[-1])}; the table below has them all"
+    drawn = element("svg", *grid, *changes, *joints, *dots, *labels, class_="plot",
+                    height=HISTORY_PX, width="100%", role="img", aria_label=told)  # fmt: skip
     ticks = [
         element("text", tick_label(t, scale), x="100%", y=_y(t, scale) + 4, text_anchor="end") for t in scale.ticks
     ]
-    side = element("svg", *ticks, class_="side", height=HISTORY_PX, width="3.5rem")
+    side = element("svg", *ticks, class_="side", height=HISTORY_PX, width="3.5rem", aria_hidden="true")
     begins = "" if scale.low == 0 else f"; the axis begins at {number(scale.low)}"
-    return joined(element("div", side, drawn, class_="history", aria_hidden="true"),
+    return joined(element("div", side, drawn, class_="history"),
                   element("p", f"{unit}{begins}", class_="note"))  # fmt: skip
 
 
