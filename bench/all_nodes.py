@@ -10,19 +10,21 @@ from gevent.event import Event
 from gevent.pool import Pool
 
 from bench.running.client import Target
-from bench.running.node_run import Interrupted
+from bench.running.ending import Interrupted
 
 AT_ONCE = 256  # a controller holds some sockets and files for each
 
 T = TypeVar("T")
 
 
-def on_each(targets: Sequence[Target], do: Callable[[Target], T], interrupt: Event) -> list[T | None]:
+def on_each(
+    targets: Sequence[Target], do: Callable[[Target], T], interrupt: Event, at_once: int = AT_ONCE
+) -> list[T | None]:
     """What `do` gives for each node, in their order; None for those that an interruption ended without a result.
 
     `interrupt` raises Interrupted in all that are at work, once; no other is begun after it.
     """
-    pool, jobs = Pool(AT_ONCE), list[Any]()
+    pool, jobs = Pool(at_once), list[Any]()
     stopper = gevent.spawn(_stop_when_interrupted, interrupt, jobs)
     try:
         for target in targets:

@@ -24,6 +24,7 @@ from statistics import median
 from bench.inventory import tuned_file
 from bench.inventory.tuned_profile import Measured, Provenance, TunedProfile
 from bench.running import runfile
+from bench.running.samples import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 ANSIBLE = Path(sys.executable).parent / "ansible-inventory"
@@ -76,7 +77,7 @@ def measured(count: int, folder: Path) -> Iterator[Cost]:
         lay_out(inventory, ports)
         nodes = [word for port in ports for word in ("--node", f"{name(port)}=http://127.0.0.1:{port}")]
         ran = cost("bench run", count, [*bench, "run", *nodes, *load], folder)
-        runs = [runfile.read(path) for path in results.glob("*/*.json")]
+        runs = [runfile.read(path, Run) for path in results.glob("*/*.json")]
         if sum(run.status == "complete" for run in runs) != count:
             raise SystemExit(f"{count} nodes were to be measured, and only {len(runs)} were")
         yield replace(ran, invalid=sum(not run.is_valid for run in runs))

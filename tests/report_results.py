@@ -19,7 +19,6 @@ from bench.running.samples import ClosedLoop, Facts, Failure, Mark, Run, Sample,
 from bench.statistics.comparison import Verdict
 from bench.truth import surfaces
 from bench.truth.surfaces import Machine, Noise
-from bench.tuning import tune_file, verify_file
 from bench.tuning.block import Question
 from bench.tuning.racing import Plan, Race
 from bench.tuning.space import Settings
@@ -152,12 +151,7 @@ UNDERVOLTAGE = Mark("undervoltage", "the board reported: undervoltage", "use the
 
 def write(folder: Path, *found: Run | TuneRun | VerifyRun) -> None:
     for each in found:
-        if isinstance(each, TuneRun):
-            tune_file.save(each, folder)
-        elif isinstance(each, VerifyRun):
-            verify_file.save(each, folder)
-        else:
-            runfile.write(runfile.encode(each), runfile.path_of(each, folder))
+        runfile.save(each, folder)
 
 
 def fleet(folder: Path) -> None:

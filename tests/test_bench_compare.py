@@ -62,7 +62,7 @@ def test_what_else_differs_is_told() -> None:
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     for one in (run("a", 1.0), run("b", 0.5)):
-        runfile.write(runfile.encode(one), runfile.path_of(one, tmp_path))
+        runfile.save(one, tmp_path)
     return tmp_path
 
 
@@ -76,7 +76,7 @@ def test_nodes_are_compared_by_their_newest_runs(results: Path) -> None:
 
 def test_a_run_that_must_decide_nothing_is_refused_with_the_reason(results: Path) -> None:
     bad = run("b", 0.5, marks=msgspec.to_builtins([Mark("throttled", "the board throttled", "cool it")]))
-    runfile.write(runfile.encode(bad), runfile.path_of(bad, results))
+    runfile.save(bad, results)
     told = CliRunner().invoke(command, ["a", "b", "--results", str(results)])
     assert told.exit_code == 1
     assert "the board throttled (cool it)" in told.output

@@ -18,7 +18,9 @@ from bench_commands import Bench
 from harness import DEADLINE_S, Node, free_port, wait_until
 
 from bench.fake.handle import FakeHandle
+from bench.running import runfile
 from bench.tuning import tune_file
+from bench.tuning.tune_file import TuneRun
 
 pytestmark = pytest.mark.tier2
 
@@ -109,7 +111,7 @@ def bench(deployed: Deployed, tmp_path: Path) -> Bench:
 def test_slots_are_tuned_by_deploying_them_and_the_nodes_own_are_put_back(bench: Bench, deployed: Deployed) -> None:
     (told,) = bench.told("tune", *AXES)["nodes"]
     assert told["written"] == "written"
-    found = bench.inventory.tuned_file()
+    found = bench.profile()
     assert found is not None
     assert found.env["MAX_CONCURRENT_REQUESTS"] == 4
     envs = [call["env"] for call in deployed.calls]
@@ -126,9 +128,9 @@ def test_an_interrupted_tune_puts_the_nodes_own_settings_back(bench: Bench, depl
     _, err = process.communicate(timeout=DEADLINE_S * 2)
     assert process.returncode == 130, err
     assert deployed.calls[-1]["env"] is None
-    path = tune_file.newest(bench.results, "pi1")
+    path = runfile.newest(bench.results, "pi1", tune_file.KIND)
     assert path is not None
-    assert tune_file.read(path).temporary_env is None
+    assert runfile.read(path, TuneRun).temporary_env is None
 
 
 def test_what_cannot_be_deployed_is_ruled_out_with_the_playbooks_words(bench: Bench, deployed: Deployed) -> None:

@@ -15,6 +15,7 @@ from harness import DEADLINE_S, PROJECT, Node, free_port, running_node, wait_unt
 
 from bench.fake.handle import FakeHandle
 from bench.running import runfile
+from bench.running.samples import KIND, Run
 
 pytestmark = pytest.mark.tier2
 
@@ -55,7 +56,7 @@ def measured(node: Node, folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 def file_of(folder: Path) -> Path:
-    found = runfile.newest(folder, "pi1")
+    found = runfile.newest(folder, "pi1", KIND)
     assert found is not None
     return found
 
@@ -66,7 +67,7 @@ def test_a_closed_loop_is_measured_and_its_file_holds_every_sample(node: Node, t
     assert (one["answered"], one["warm_ups"], two["answered"], two["warm_ups"]) == (4, 1, 4, 2)
     assert one["goodput"]["good"] == 4
     assert one["quantities"]["prefill_tokens_per_s"]["n"] == one["quantities"]["decode_tokens_per_s"]["n"] == 4
-    run = runfile.read(file_of(tmp_path))
+    run = runfile.read(file_of(tmp_path), Run)
     assert (run.status, [len(stage.samples) for stage in run.stages]) == ("complete", [5, 6])
     assert run.fingerprint["model"] == "qwen2.5:3b"
     assert node.key not in file_of(tmp_path).read_text()
@@ -74,7 +75,7 @@ def test_a_closed_loop_is_measured_and_its_file_holds_every_sample(node: Node, t
 
 def test_prompts_have_the_lengths_that_were_asked_for_by_the_nodes_count(node: Node, tmp_path: Path) -> None:
     measured(node, tmp_path, *QUICK)
-    samples = runfile.read(file_of(tmp_path)).stages[0].samples
+    samples = runfile.read(file_of(tmp_path), Run).stages[0].samples
     assert all(abs(s.counts.prompt_tokens - s.wanted_tokens) <= 1 for s in samples if s.counts)
     assert {s.wanted_tokens for s in samples} == {48, 96}
 
@@ -93,7 +94,7 @@ def test_an_open_loop_is_measured(node: Node, tmp_path: Path) -> None:
     figures = measured(node, tmp_path, *QUICK, "--rate", "40", "--arrivals", "constant")
     stage = figures["runs"][0]["stages"][0]
     assert stage["load"] == {"type": "open", "rate_per_s": 40.0, "arrivals": "constant"}
-    planned = sorted(sample.planned_s for sample in runfile.read(file_of(tmp_path)).stages[0].samples)
+    planned = sorted(sample.planned_s for sample in runfile.read(file_of(tmp_path), Run).stages[0].samples)
     assert [round(later - planned[0], 3) for later in planned] == [0.0, 0.025, 0.05, 0.075, 0.1, 0.125]
 
 
@@ -150,14 +151,14 @@ def test_an_interrupted_run_keeps_what_was_measured_and_goes_on(node: Node, engi
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130, (out, err)
-    run = runfile.read(file_of(tmp_path))
+    run = runfile.read(file_of(tmp_path), Run)
     kept = len(run.stages[0].measured)
     assert (run.status, kept >= 5) == ("interrupted", True)
     _shorten(file_of(tmp_path), requests=kept + 3)
 
     resumed = measured(node, tmp_path, "--resume")["runs"][0]
     assert (resumed["status"], resumed["run"], resumed["stages"][0]["requests"]) == ("complete", run.id, kept + 3)
-    numbers = [sample.number for sample in runfile.read(file_of(tmp_path)).stages[0].measured]
+    numbers = [sample.number for sample in runfile.read(file_of(tmp_path), Run).stages[0].measured]
     assert len(set(numbers)) == kept + 3
 
 
@@ -173,7 +174,7 @@ def test_a_killed_run_leaves_a_whole_file_that_can_be_resumed(node: Node, engine
     wait_until(lambda: engine.state()["generations"] > 9, "the second stage has begun")
     process.kill()
     process.communicate()
-    assert runfile.read(file_of(tmp_path)).status == "running"
+    assert runfile.read(file_of(tmp_path), Run).status == "running"
     assert measured(node, tmp_path, "--resume")["runs"][0]["status"] == "complete"
 
 
@@ -187,7 +188,7 @@ def test_a_node_that_dies_in_the_middle_keeps_its_samples(engine: FakeHandle, tm
         mortal.stop()
         out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 1, (out, err)
-    run = runfile.read(file_of(tmp_path))
+    run = runfile.read(file_of(tmp_path), Run)
     assert run.status == "failed"
     assert "5 requests in a row got no answer" in run.problem
     assert sum(1 for sample in run.stages[0].samples if sample.counts) >= 5

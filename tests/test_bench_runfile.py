@@ -14,7 +14,7 @@ from bench_runs import failed, made, run_of, stage_of
 
 from bench.running import runfile
 from bench.running.runfile import NewerFormat, RunFileError
-from bench.running.samples import Mark, OpenLoop
+from bench.running.samples import KIND, Mark, OpenLoop, Run
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     run.marks = [Mark("other_requests", "why", "what to do")]
     path = runfile.path_of(run, tmp_path)
     runfile.write(runfile.encode(run), path)
-    assert runfile.read(path) == run
+    assert runfile.read(path, Run) == run
     assert path == tmp_path / "pi1" / f"{run.id}.json"
     assert json.loads(path.read_bytes())["format"] == 1
 
@@ -30,7 +30,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": 9}')
     with pytest.raises(NewerFormat, match=r"format 9, and this bench reads up to 1: .* update this one"):
-        runfile.read(tmp_path / "run.json")
+        runfile.read(tmp_path / "run.json", Run)
 
 
 def test_an_older_format_goes_through_every_step_to_this_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -47,12 +47,12 @@ def test_every_format_that_ever_was_has_its_migration() -> None:
 def test_what_is_no_run_is_refused_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(RunFileError, match=r"run\.json is no run of bench"):
-        runfile.read(tmp_path / "run.json")
+        runfile.read(tmp_path / "run.json", Run)
 
 
 def test_a_missing_file_is_an_error_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(RunFileError, match=r"none\.json cannot be read: No such file"):
-        runfile.read(tmp_path / "none.json")
+        runfile.read(tmp_path / "none.json", Run)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -113,5 +113,5 @@ def test_a_node_is_measured_by_one_bench_at_a_time(tmp_path: Path) -> None:
 def test_the_newest_run_is_the_one_that_began_last(tmp_path: Path) -> None:
     for name in ("20260101T000000Z-run-ff", "20260102T000000Z-run-aa"):
         runfile.write(b"{}", tmp_path / "pi1" / f"{name}.json")
-    assert runfile.newest(tmp_path, "pi1") == tmp_path / "pi1" / "20260102T000000Z-run-aa.json"
-    assert runfile.newest(tmp_path, "pi2") is None
+    assert runfile.newest(tmp_path, "pi1", KIND) == tmp_path / "pi1" / "20260102T000000Z-run-aa.json"
+    assert runfile.newest(tmp_path, "pi2", KIND) is None

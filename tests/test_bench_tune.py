@@ -30,20 +30,20 @@ AXES = ("--ctx", "512", "--threads", "1,2", "--batch", "64,128", "--max-tokens",
 
 @pytest.fixture
 def bench(node: Node, engine: FakeHandle, tmp_path: Path) -> Bench:
-    engine.turn(tokens_per_s=400, factors=FAST)
+    engine.turn(tokens_per_s=100, factors=FAST)
     return Bench(tmp_path, pi1=node)
 
 
 def newest(bench: Bench) -> TuneRun:
-    path = tune_file.newest(bench.results, "pi1")
+    path = runfile.newest(bench.results, "pi1", tune_file.KIND)
     assert path is not None
-    return tune_file.read(path)
+    return runfile.read(path, TuneRun)
 
 
 def test_it_finds_the_best_settings_and_writes_them(bench: Bench) -> None:
     (told,) = bench.told("tune", *AXES)["nodes"]
     assert (told["written"], told["outcome"]["stopped"]) == ("written", "sure")
-    found = bench.inventory.tuned_file()
+    found = bench.profile()
     assert found is not None
     assert {name: found.env[name] for name in SETTINGS if name in found.env} == {
         "N_CTX": 512,
@@ -64,7 +64,7 @@ def test_its_file_holds_every_block_with_its_samples(bench: Bench, node: Node) -
     assert all(record.samples and record.facts for record in run.blocks)
     assert run.outcome is not None
     assert run.outcome.blocks == len(run.blocks)
-    assert node.key not in tune_file.path_of(run, bench.results).read_text()
+    assert node.key not in runfile.path_of(run, bench.results).read_text()
 
 
 def test_the_node_has_its_own_settings_afterwards(bench: Bench, engine: FakeHandle, node: Node) -> None:
@@ -78,13 +78,13 @@ def test_a_dry_run_shows_the_diff_and_writes_nothing(bench: Bench) -> None:
     status, out, _ = bench("tune", *AXES, "--dry-run")
     assert status == 0
     assert "+    N_THREADS: 2" in out
-    assert bench.inventory.tuned_file() is None
+    assert bench.profile() is None
 
 
 def test_settings_that_are_best_already_are_left_alone(bench: Bench) -> None:
     (told,) = bench.told("tune", *AXES, "--threads", "1", "--batch", "64,128")["nodes"]
     assert (told["written"], told["outcome"]["is_better"]) == ("in force", False)
-    assert bench.inventory.tuned_file() is None
+    assert bench.profile() is None
 
 
 def test_what_is_not_surely_better_is_written_only_by_force(bench: Bench, engine: FakeHandle) -> None:
@@ -92,7 +92,7 @@ def test_what_is_not_surely_better_is_written_only_by_force(bench: Bench, engine
     arguments = (*AXES, "--batch", "64", "--budget", "2s")
     (told,) = bench.told("tune", *arguments, "--force")["nodes"]
     assert told["written"] in ("written", "in force")
-    assert (bench.inventory.tuned_file() is not None) == (told["written"] == "written")
+    assert (bench.profile() is not None) == (told["written"] == "written")
 
 
 def test_settings_that_the_engine_cannot_load_are_ruled_out_with_its_reason(bench: Bench, engine: FakeHandle) -> None:
@@ -113,7 +113,7 @@ def test_an_interrupted_tune_keeps_its_blocks_and_goes_on(bench: Bench, engine: 
     _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130, err
     kept = newest(bench)
-    assert (kept.status, len(kept.blocks) > 2, bench.inventory.tuned_file()) == ("interrupted", True, None)
+    assert (kept.status, len(kept.blocks) > 2, bench.profile()) == ("interrupted", True, None)
 
     (told,) = bench.told("tune", "--resume")["nodes"]
     run = newest(bench)
@@ -127,7 +127,7 @@ def test_a_killed_tune_leaves_a_whole_file_that_can_be_resumed(bench: Bench, eng
     process.kill()
     process.communicate()
     assert newest(bench).status == "running"
-    engine.turn(tokens_per_s=400)
+    engine.turn(tokens_per_s=100)
     assert bench.told("tune", "--resume")["nodes"][0]["status"] == "complete"
 
 
@@ -151,7 +151,7 @@ def test_a_node_that_somebody_measures_is_told(bench: Bench) -> None:
 
 
 def test_a_node_that_is_down_does_not_hold_up_the_others(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
-    engine.turn(tokens_per_s=400, factors=FAST)
+    engine.turn(tokens_per_s=100, factors=FAST)
     bench = Bench(tmp_path, pi1=node, pi2=f"http://127.0.0.1:{free_port()}")
     one, two = bench.told("tune", *AXES, status=1)["nodes"]
     assert (one["written"], two["written"]) == ("written", "nothing")

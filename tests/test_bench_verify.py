@@ -11,7 +11,9 @@ from harness import DEADLINE_S, Node, wait_until
 
 from bench.fake.handle import FakeHandle
 from bench.inventory import tuned_file
+from bench.running import runfile
 from bench.tuning import verify_file
+from bench.tuning.verify_file import VerifyRun
 
 pytestmark = pytest.mark.tier2
 
@@ -25,7 +27,7 @@ EXIT_SLOWER = 3
 @pytest.fixture
 def bench(node: Node, engine: FakeHandle, tmp_path: Path) -> Bench:
     """A node whose profile is in force, and was another before."""
-    engine.turn(tokens_per_s=400)
+    engine.turn(tokens_per_s=100)
     made = Bench(tmp_path, pi1=node)
     made.give(**OTHER)
     made.give(**NOW)
@@ -38,7 +40,7 @@ def test_a_profile_that_helped_is_faster_and_stays(bench: Bench, engine: FakeHan
     assert told["words"].startswith("faster by ")
     assert (told["verdict"]["kind"], told["put_back"]) == ("faster", False)
     assert abs(told["verdict"]["change"] - 0.3) < 0.1
-    found = bench.inventory.tuned_file()
+    found = bench.profile()
     assert found is not None
     assert found.env == NOW
 
@@ -49,7 +51,7 @@ def test_a_profile_that_made_it_slower_is_put_back(bench: Bench, engine: FakeHan
     assert status == EXIT_SLOWER
     assert "slower by " in out
     assert "ansible/profile.yml --limit pi1,localhost" in out
-    found, before = bench.inventory.tuned_file(), tuned_file.read_previous(bench.inventory, "pi1")
+    found, before = bench.profile(), tuned_file.read_previous(bench.inventory, "pi1")
     assert found is not None
     assert before is not None
     assert (found.env, before.env) == (OTHER, NOW)
@@ -58,7 +60,7 @@ def test_a_profile_that_made_it_slower_is_put_back(bench: Bench, engine: FakeHan
 def test_a_dry_run_puts_nothing_back(bench: Bench, engine: FakeHandle) -> None:
     engine.turn(factors="num_thread=1:1.3")
     (told,) = bench.told("verify", *QUICK, "--dry-run", status=EXIT_SLOWER)["nodes"]
-    found = bench.inventory.tuned_file()
+    found = bench.profile()
     assert (told["verdict"]["kind"], told["put_back"]) == ("slower", False)
     assert found is not None
     assert found.env == NOW
@@ -68,13 +70,13 @@ def test_telling_a_verdict_again_puts_nothing_back_twice(bench: Bench, engine: F
     engine.turn(factors="num_thread=1:1.3")
     bench.told("verify", *QUICK, status=EXIT_SLOWER)
     bench.told("verify", "--resume", status=EXIT_SLOWER)
-    found = bench.inventory.tuned_file()
+    found = bench.profile()
     assert found is not None
     assert found.env == OTHER
 
 
 def test_the_first_profile_is_compared_with_the_defaults(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
-    engine.turn(tokens_per_s=400, factors="num_thread=2:1.3")
+    engine.turn(tokens_per_s=100, factors="num_thread=2:1.3")
     bench = Bench(tmp_path, pi1=node)
     bench.give(**NOW)
     (told,) = bench.told("verify", *QUICK)["nodes"]
@@ -102,13 +104,13 @@ def test_an_interrupted_verification_goes_on(bench: Bench, engine: FakeHandle) -
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130, err
-    path = verify_file.newest(bench.results, "pi1")
+    path = runfile.newest(bench.results, "pi1", verify_file.KIND)
     assert path is not None
-    kept = verify_file.read(path)
+    kept = runfile.read(path, VerifyRun)
     assert (kept.status, len(kept.rounds) > 0, kept.verdict) == ("interrupted", True, None)
     (told,) = bench.told("verify", "--resume")["nodes"]
     assert (told["run"], told["verdict"]["kind"]) == (kept.id, "faster")
-    assert verify_file.read(path).rounds[: len(kept.rounds)] == kept.rounds
+    assert runfile.read(path, VerifyRun).rounds[: len(kept.rounds)] == kept.rounds
 
 
 def test_a_node_without_a_profile_is_told_of_bench_tune(node: Node, tmp_path: Path) -> None:

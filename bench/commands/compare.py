@@ -11,7 +11,7 @@ import msgspec
 from bench.running import runfile
 from bench.running.run_table import number
 from bench.running.runfile import RunFileError
-from bench.running.samples import Run
+from bench.running.samples import KIND, Run
 from bench.running.two_runs import Row, differences, rows
 
 UNITS = {"ttft_s": ("TTFT ms", 1000.0), "tpot_s": ("TPOT ms", 1000.0), "e2e_s": ("E2E ms", 1000.0)}
@@ -73,11 +73,11 @@ def _run(name: str, results: Path, invalid_too: bool) -> Run:
     """A file, or a node's newest run that is not invalid. Raises: RunFileError."""
     path = Path(name)
     if not path.is_file():
-        newest = runfile.newest(results, name)
+        newest = runfile.newest(results, name, KIND)
         if newest is None:
             raise RunFileError(f"{name} is no file, and no node of {results} that has a run.")
         path = newest
-    run = runfile.read(path)
+    run = runfile.read(path, Run)
     if not run.is_valid and not invalid_too:
         why = "; ".join(f"{mark.reason} ({mark.remedy})" for mark in run.marks if mark.is_invalid)
         raise RunFileError(f"{path} must decide nothing: {why}. Measure again, or give --invalid-too.")

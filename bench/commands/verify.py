@@ -17,9 +17,10 @@ from bench.commands.nodes import EXIT_INTERRUPTED, Chosen, allow_many_files, nod
 from bench.inventory import tuned_file
 from bench.inventory.tuned_file import ProfileError
 from bench.progress import shown
+from bench.running import runfile
 from bench.running.client import BenchError, Target
 from bench.running.runfile import RunFileError
-from bench.tuning import arms, verify_file
+from bench.tuning import arms
 from bench.tuning.block import Question
 from bench.tuning.meter import COOL_TO_C, NoDeployment, Surroundings
 from bench.tuning.objective import Objective
@@ -173,7 +174,7 @@ def _remember(chosen: Chosen, result: Verified) -> None:
     assert result.run is not None
     result.run.restored = True
     try:
-        verify_file.save(result.run, chosen.results)
+        runfile.save(result.run, chosen.results)
     except RunFileError as error:
         click.echo(f"bench: {error}", err=True)
 

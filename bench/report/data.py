@@ -110,11 +110,11 @@ def _node(folder: Path, inventories: Sequence[Path], unreadable: list[tuple[str,
     for path in sorted(folder.glob(f"[0-9]*{runfile.SUFFIX}")):
         try:
             if f"-{tune_file.KIND}-" in path.name:
-                tunes.append(tune_file.read(path))
+                tunes.append(runfile.read(path, TuneRun))
             elif f"-{verify_file.KIND}-" in path.name:
-                verifications.append(verify_file.read(path))
+                verifications.append(runfile.read(path, VerifyRun))
             elif "-run-" in path.name:
-                runs.append(view(runfile.read(path)))
+                runs.append(view(runfile.read(path, Run)))
         except RunFileError as error:
             unreadable.append((str(path), str(error)))
     try:

@@ -5,25 +5,23 @@ Owns one run from its first request to its last write. Must not know: other node
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import gevent
 
-from appliance import __version__
-from bench.running import lateness, node_facts, runfile, validity
+from bench.running import ending, lateness, node_facts, validity
 from bench.running.client import BenchError, Patience, Target, generate
+from bench.running.header import begun_now
 from bench.running.lateness import Heartbeat
 from bench.running.load import Loading, Monotonic, NodeGone, TraceRefused, keep_up
 from bench.running.outcome import points
-from bench.running.samples import ClosedLoop, Load, Run, Sample, Settings, Stage
+from bench.running.samples import KIND, ClosedLoop, Load, Run, Sample, Settings, Stage
 from bench.running.saturation import next_concurrency
+from bench.running.saving import Saving
 from bench.running.summary import stage_summary
 from bench.running.trace import LONGEST_WORDS, Calibration, Trace
 
@@ -31,10 +29,6 @@ CHECKPOINT_S = 10.0
 FACTS_EVERY_S = 15.0
 OPEN_WARM_UP = 2
 SHORT_WORDS, LONG_WORDS = 16, 80
-
-
-class Interrupted(gevent.GreenletExit):
-    """Ctrl-C: what was measured is kept, and the run can go on later."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +75,8 @@ def _count(target: Target, prompt: str, patience: Patience) -> int:
 
 
 def new_run(target: Target, session: str, settings: Settings, calibration: Calibration) -> Run:
-    now = datetime.now(UTC)
     return Run(
-        id=f"{now:%Y%m%dT%H%M%SZ}-run-{secrets.token_hex(3)}",
-        session=session,
-        node=target.name,
-        url=target.url,
-        bench_version=__version__,
-        started_at=now.isoformat(timespec="seconds"),
+        **begun_now(KIND, session, target.name, target.url),
         settings=settings,
         calibration=calibration,
         trace=Trace(settings.seed, settings.prompt_tokens, calibration).digest(),
@@ -107,7 +95,7 @@ class NodeRun:
         tell: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self.run = run
-        self.path = runfile.path_of(run, results)
+        self._saving = Saving(run, results, CHECKPOINT_S)
         self._target, self._heartbeat, self._tell = target, heartbeat, tell
         self._clock = Monotonic()
         # The run's clock stands still between two sittings.
@@ -115,8 +103,6 @@ class NodeRun:
         self._began_at = self._clock.now() - until_s
         if run.stages:
             run.resumed_s.append(round(until_s, 3))
-        self._saved_at = self._clock.now()
-        self._saving: Any = None
         self._patience = Patience(answer_s=run.settings.timeout_s)
         assert run.calibration is not None
         self._trace = Trace(run.settings.seed, run.settings.prompt_tokens, run.calibration)
@@ -127,19 +113,13 @@ class NodeRun:
         Raises: RunFileError when the file cannot be written at the beginning or at the end.
         """
         begun, reading = time.monotonic(), self._heartbeat.reading()
-        self.run.status, self.run.problem = "running", ""
-        self._save()
-        try:
+        self._saving.now()
+        with ending.told_in(self.run):
             self._measure()
-            self.run.status = "complete"
-        except Interrupted:
-            self.run.status, self.run.problem = "interrupted", "interrupted; --resume goes on with it"
-        except BenchError as error:
-            self.run.status, self.run.problem = "failed", str(error)
         self.run.client = lateness.cost(reading, self._heartbeat.reading()) or self.run.client
         self.run.wall_s = round(self.run.wall_s + time.monotonic() - begun, 3)
         self.run.marks = validity.marks(self.run)
-        self._save()
+        self._saving.now()
         return self.run
 
     def _measure(self) -> None:
@@ -191,35 +171,20 @@ class NodeRun:
             stage.cut_short = str(gone)
             raise
         stage.ended_s = round(self._now_s(), 5)
-        self._checkpoint()
+        self._saving.soon()
 
     def _note(self, stage: Stage, sample: Sample, total: int) -> None:
         done = len(stage.samples)
         left_s = (self._now_s() - stage.began_s) / done * (total - done)
         self._tell(Progress(self.run.node, str(stage.load), done, total, left_s))
-        if self._clock.now() - self._saved_at >= CHECKPOINT_S:
-            self._checkpoint()
+        if self._saving.is_due:
+            self._saving.soon()
 
     def _look_on(self) -> None:
         while True:
             gevent.sleep(FACTS_EVERY_S)
             with suppress(BenchError):
                 self.run.facts.append(node_facts.look(self._target, "during", self._now_s()))
-
-    def _checkpoint(self) -> None:
-        """Have the file written by a thread of its own, since a slow disk must not hold up any clock. A disk that is
-        full may have room again at the next; the last write tells."""
-        self._saved_at = self._clock.now()
-        if self._saving is None or self._saving.ready():
-            self._saving = gevent.get_hub().threadpool.spawn(_try_to_write, runfile.encode(self.run), self.path)
-
-    def _save(self) -> None:
-        """Raises: RunFileError."""
-        if self._saving is not None:
-            self._saving.wait()  # or an older state might replace this one
-        error = gevent.get_hub().threadpool.spawn(_try_to_write, runfile.encode(self.run), self.path).get()
-        if error is not None:
-            raise error
 
     def _now_s(self) -> float:
         return self._clock.now() - self._began_at
@@ -244,11 +209,3 @@ def _warm_up(load: Load) -> int:
 def _measured_until(run: Run) -> float:
     times = [stage.began_s for stage in run.stages] + [s.ended_s for stage in run.stages for s in stage.samples]
     return max([*times, *(facts.at_s for facts in run.facts)], default=0.0)
-
-
-def _try_to_write(data: bytes, path: Path) -> runfile.RunFileError | None:
-    try:
-        runfile.write(data, path)
-    except runfile.RunFileError as error:
-        return error
-    return None

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from bench import lock, wholefile
-from bench.running.samples import FORMAT, Run
+from bench.running.header import FORMAT, Header
 
 SUFFIX = ".json"
+R = TypeVar("R", bound=Header)
 
 
 class RunFileError(Exception):
@@ -28,7 +29,7 @@ Migration = Callable[[dict[str, Any]], dict[str, Any]]
 MIGRATIONS: dict[int, Migration] = {}
 
 
-def read(path: Path) -> Run:
+def read(path: Path, shape: type[R]) -> R:
     """The run in this file, of this format or an older one.
 
     Raises: NewerFormat, RunFileError.
@@ -39,9 +40,9 @@ def read(path: Path) -> Run:
         raise RunFileError(f"{path} cannot be read: {error.strerror}.") from error
     try:
         found = msgspec.json.decode(raw)
-        return msgspec.convert(migrated(found, path), Run)
+        return msgspec.convert(migrated(found, path), shape)
     except msgspec.MsgspecError as error:
-        raise RunFileError(f"{path} is no run of bench, or was changed by hand: {error}.") from error
+        raise RunFileError(f"{path} is no run of bench, or was changed by hand: {error}. Move it away.") from error
 
 
 def migrated(found: Any, path: Path, migrations: dict[int, Migration] | None = None) -> Any:
@@ -58,12 +59,19 @@ def migrated(found: Any, path: Path, migrations: dict[int, Migration] | None = N
     return found
 
 
-def path_of(run: Run, results: Path) -> Path:
+def path_of(run: Header, results: Path) -> Path:
     return results / run.node / f"{run.id}{SUFFIX}"
 
 
-def encode(run: Run) -> bytes:
+def encode(run: Header) -> bytes:
     return msgspec.json.encode(run) + b"\n"
+
+
+def save(run: Header, results: Path) -> Path:
+    """Raises: RunFileError."""
+    path = path_of(run, results)
+    write(encode(run), path)
+    return path
 
 
 def write(data: bytes, path: Path) -> None:
@@ -81,7 +89,7 @@ def remove_leftovers(results: Path, node: str) -> None:
             leftover.unlink()
 
 
-def newest(results: Path, node: str, kind: str = "run") -> Path | None:
+def newest(results: Path, node: str, kind: str) -> Path | None:
     """The latest file of a node, of this kind; names begin with the time of their beginning."""
     return max((results / node).glob(f"[0-9]*-{kind}-*{SUFFIX}"), default=None)
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import field
 
+from bench.running.header import Header
 from bench.running.trace import Arrivals, Calibration, Part
 
-FORMAT = 1
+KIND = "run"
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -204,29 +206,18 @@ class Facts(msgspec.Struct, frozen=True):
     counters: dict[str, float] = {}
 
 
-class Run(msgspec.Struct, kw_only=True):
-    """One node, measured once. `session` is common to all nodes that one command measured."""
+class Run(Header, kw_only=True):
+    """One node under load, measured once."""
 
-    format: int = FORMAT
-    kind: str = "run"
-    id: str
-    session: str
-    node: str
-    url: str
-    bench_version: str
-    started_at: str
-    status: Literal["running", "complete", "interrupted", "failed"] = "running"
-    problem: str = ""
-    wall_s: float = 0.0
-    resumed_s: list[float] = []
+    kind: str = KIND
+    resumed_s: list[float] = field(default_factory=list)
     settings: Settings
     calibration: Calibration | None = None
     trace: str = ""
-    fingerprint: dict[str, Any] = {}
-    facts: list[Facts] = []
-    stages: list[Stage] = []
+    facts: list[Facts] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)
     client: ClientCost | None = None
-    marks: list[Mark] = []
+    marks: list[Mark] = field(default_factory=list)
 
     @property
     def is_valid(self) -> bool:

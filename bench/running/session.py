@@ -14,25 +14,18 @@ from typing import Any
 
 import gevent
 from gevent.event import Event
-from gevent.pool import Group
 
+from bench import all_nodes
 from bench.running import runfile
 from bench.running.client import BenchError, Patience, Target
+from bench.running.ending import Ended
 from bench.running.lateness import Heartbeat
-from bench.running.node_run import Interrupted, NodeRun, Progress, calibrate, new_run
+from bench.running.node_run import NodeRun, Progress, calibrate, new_run
 from bench.running.runfile import RunFileError
-from bench.running.samples import Run, Settings
+from bench.running.samples import KIND, Run, Settings
 from bench.running.trace import Calibration
 
-
-@dataclass(frozen=True)
-class Measured:
-    """What came of one node: its run and where that lies, or only the problem."""
-
-    node: str
-    run: Run | None = None
-    path: Path | None = None
-    problem: str = ""
+Measured = Ended[Run]
 
 
 @dataclass
@@ -56,9 +49,9 @@ class Session:
         runs: dict[Target, Run] = {}
         ended: dict[str, Measured] = {}
         for target in targets:
-            path = runfile.newest(self.results, target.name)
+            path = runfile.newest(self.results, target.name, KIND)
             try:
-                run = None if path is None else runfile.read(path)
+                run = None if path is None else runfile.read(path, Run)
             except RunFileError as error:
                 ended[target.name] = Measured(target.name, problem=str(error))
                 continue
@@ -93,15 +86,15 @@ class Session:
         return None, problems
 
     def _carry_out(self, runs: dict[Target, Run]) -> list[Measured]:
-        heartbeat, group = Heartbeat(), Group()
-        jobs = [group.spawn(self._one, target, run, heartbeat) for target, run in runs.items()]
-        stopper = gevent.spawn(self._kill_when_interrupted, jobs)
+        heartbeat = Heartbeat()
         try:
-            group.join()
+            found = all_nodes.on_each(
+                list(runs), lambda target: self._one(target, runs[target], heartbeat), self.interrupt, len(runs) or 1
+            )
         finally:
-            stopper.kill()
             heartbeat.stop()
-        return [_result(job, target) for job, target in zip(jobs, runs, strict=True)]
+        gone = "interrupted before it began"
+        return [each or Measured(target.name, problem=gone) for each, target in zip(found, runs, strict=True)]
 
     def _one(self, target: Target, run: Run, heartbeat: Heartbeat) -> Measured:
         path = runfile.path_of(run, self.results)
@@ -111,18 +104,6 @@ class Session:
                 return Measured(target.name, node_run.carry_out(), path, run.problem)
         except RunFileError as error:
             return Measured(target.name, run if run.stages else None, None, str(error))
-
-    def _kill_when_interrupted(self, jobs: Sequence[gevent.Greenlet[..., Measured]]) -> None:
-        self.interrupt.wait()
-        gevent.killall(list(jobs), Interrupted, block=False)
-
-
-def _result(job: gevent.Greenlet[..., Measured], target: Target) -> Measured:
-    if isinstance(job.value, Measured):
-        return job.value
-    if job.exception is not None:
-        raise job.exception
-    return Measured(target.name, problem="interrupted before it began")
 
 
 def _or_error(do: Callable[[], Calibration]) -> Calibration | BenchError:

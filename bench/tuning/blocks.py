@@ -1,11 +1,14 @@
-"""One measured block, with all that is known of it; the shape that files of tunes and verifications share."""
+"""What files of tunes and verifications share: their header, and one measured block with all that is known of it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
+from bench.running.header import Header
 from bench.running.samples import Facts
-from bench.tuning.block import Ran
+from bench.tuning.block import Question, Ran
 from bench.tuning.objective import Figures
 from bench.tuning.racing import Block, Status
 from bench.tuning.space import Settings
@@ -27,3 +30,11 @@ class BlockRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     @property
     def block(self) -> Block:
         return Block(self.settings, self.status, self.cost_s, self.figures, self.reason)
+
+
+class BlockRun(Header, kw_only=True):
+    """`temporary_env`: settings that are deployed for measuring; None when the inventory's own are in force."""
+
+    question: Question
+    temporary_env: dict[str, Any] | None = None
+    before: Facts | None = None

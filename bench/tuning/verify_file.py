@@ -1,19 +1,14 @@
-"""What a verification measured: rounds of two blocks, the old profile's and the new one's, and the verdict. Shapes, and
-their file, a run file of kind "verify"."""
+"""What a verification measured: rounds of two blocks, old profile and new, and the verdict. Its shape in a run file."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
+from msgspec import field
 
-from bench.running import runfile
-from bench.running.runfile import RunFileError
-from bench.running.samples import FORMAT, Facts
 from bench.statistics.comparison import Verdict
-from bench.tuning.block import Question
-from bench.tuning.blocks import BlockRecord
+from bench.tuning.blocks import BlockRecord, BlockRun
 from bench.tuning.objective import Objective
 from bench.tuning.space import Settings
 
@@ -31,66 +26,26 @@ class Round(msgspec.Struct, frozen=True):
         return self.old.figures is not None and self.new.figures is not None
 
 
-class VerifyRun(msgspec.Struct, kw_only=True):
+class VerifyRun(BlockRun, kw_only=True):
     """One node, verified once.
 
     old, new: the settings that differ and can be measured. looks: after so many rounds the data are looked at.
-    restored: the previous profile was brought back into the inventory. temporary_env: as in a tune.
+    base_env: the env of the deployed profile. own_env: those of it that need a restart.
+    restored: the previous profile was brought back into the inventory.
     """
 
-    format: int = FORMAT
     kind: str = KIND
-    id: str
-    session: str
-    node: str
-    url: str
-    bench_version: str
-    started_at: str
-    status: Literal["running", "complete", "interrupted", "failed"] = "running"
-    problem: str = ""
-    wall_s: float = 0.0
-    question: Question
     objective: Objective = "throughput"
     seed: int = 0
     looks: tuple[int, ...]
     old: Settings
     new: Settings
-    base_env: dict[str, Any] = {}
-    own_env: dict[str, Any] = {}
-    temporary_env: dict[str, Any] | None = None
-    fingerprint: dict[str, Any] = {}
-    before: Facts | None = None
-    rounds: list[Round] = []
+    base_env: dict[str, Any] = field(default_factory=dict)
+    own_env: dict[str, Any] = field(default_factory=dict)
+    rounds: list[Round] = field(default_factory=list)
     verdict: Verdict | None = None
     restored: bool = False
 
     @property
     def counted(self) -> list[Round]:
         return [one for one in self.rounds if one.is_valid]
-
-
-def path_of(run: VerifyRun, results: Path) -> Path:
-    return results / run.node / f"{run.id}{runfile.SUFFIX}"
-
-
-def save(run: VerifyRun, results: Path) -> Path:
-    """Raises: RunFileError."""
-    path = path_of(run, results)
-    runfile.write(msgspec.json.encode(run) + b"\n", path)
-    return path
-
-
-def read(path: Path) -> VerifyRun:
-    """Raises: RunFileError, NewerFormat."""
-    try:
-        found = runfile.migrated(msgspec.json.decode(path.read_bytes()), path)
-        return msgspec.convert(found, VerifyRun)
-    except OSError as error:
-        raise RunFileError(f"{path} cannot be read: {error.strerror}.") from error
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise RunFileError(f"{path} is no verification of bench, or was changed by hand: {error}.") from error
-
-
-def newest(results: Path, node: str) -> Path | None:
-    """The latest verification of a node."""
-    return runfile.newest(results, node, KIND)
