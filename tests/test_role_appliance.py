@@ -225,6 +225,15 @@ def test_another_pepper_is_refused_while_keys_depend_on_the_first():
     assert "\n" not in told
 
 
+@pytest.mark.parametrize("value", ["half", "512M\n", "512M\nUser=root", ""])
+def test_a_bound_of_memory_that_is_none_is_refused(value):
+    calm = {"port_taken_by": "", "is_other_pepper": False, "has_own_keys": False}
+    (told,) = roles.evaluate(
+        "appliance", "appliance__refusals", appliance__state=calm, appliance_pepper="", appliance_memory_max=value
+    )
+    assert told.startswith(f"appliance_memory_max is {json.dumps(value)}; it has to be a size such as 512M")
+
+
 def test_a_short_pepper_is_refused_without_being_shown():
     (told,) = refusals(pepper="short secret")
     assert "12 characters" in told

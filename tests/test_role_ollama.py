@@ -95,6 +95,56 @@ def test_a_value_that_would_fail_only_when_ollama_starts_is_refused(name: str, v
     assert f"{name} is {value!r}" in refusals(**{name: value, "appliance_port": 8000})
 
 
+@pytest.mark.parametrize("name", ["ollama_keep_alive", "ollama_load_timeout"])
+@pytest.mark.parametrize("value", ["", "30", "30m", "1h30m", "30 min", "5d", "-5m", "30m\n", "30m\nUser=root"])
+def test_a_duration_that_ollama_would_take_for_another_is_refused(name: str, value: str) -> None:
+    said = refusals(**{name: value})
+    if value in ("30", "30m", "1h30m"):
+        assert said == ""
+        return
+    assert f"{name} is {json.dumps(value)}; it has to be a duration such as" in said
+
+
+def test_for_ever_is_a_keep_alive_as_text_and_as_number() -> None:
+    assert refusals(ollama_keep_alive="-1") == refusals(ollama_keep_alive=-1) == ""
+
+
+@pytest.mark.parametrize("value", ["80%\n", "80%\nUser=root", "x"])
+def test_no_line_gets_into_the_unit_through_a_bound_of_memory(value: str) -> None:
+    assert "ollama_memory_max is" in refusals(ollama_memory_max=value)
+
+
+@pytest.mark.parametrize("value", ["models", "/a\nb", '/a"b', "/a%b", "/a\\b", "/a\n", ""])
+def test_a_store_that_a_unit_cannot_name_is_refused(value: str) -> None:
+    assert f"ollama_models_dir is {json.dumps(value)}; it has to be an absolute path" in refusals(
+        ollama_models_dir=value
+    )
+
+
+def test_a_store_with_blanks_in_its_name_is_not_refused() -> None:
+    assert refusals(ollama_models_dir="/srv/my models") == ""
+
+
+@pytest.mark.parametrize("name", ["", "A B", "1A", "A=B", "A\n"])
+def test_a_name_that_no_variable_of_the_environment_has_is_refused(name: str) -> None:
+    assert f"ollama_environment names {json.dumps(name)}; a variable's name" in refusals(ollama_environment={name: "x"})
+
+
+@pytest.mark.parametrize("value", ["a\nUser=root", "a\n", "\x1b", None, [], {"a": 1}])
+def test_a_value_that_is_not_one_line_is_refused(value: object) -> None:
+    said = refusals(ollama_environment={"HTTPS_PROXY": value, "A": 1, "B": "two words", "C": ""})
+    assert f"ollama_environment.HTTPS_PROXY is {json.dumps(value)}; a value has to be one line of text, or a" in said
+    assert refusals(ollama_environment={"A": 1, "B": "two words", "C": ""}) == ""
+
+
+def test_what_the_role_sets_itself_cannot_be_set_beside_it() -> None:
+    own = [*settings(ollama_flash_attention="on"), "HOME"]
+    given = dict.fromkeys([*own, "OLLAMA_DEBUG"], "1")
+    assert f"ollama_environment names {', '.join(own)}, which this role sets itself" in refusals(
+        ollama_environment=given
+    )
+
+
 @pytest.mark.parametrize("value", ["6G", "512M", "62.5%", "infinity"])
 def test_memory_is_bounded_by_a_size_or_a_share(value: str) -> None:
     assert refusals(ollama_memory_max=value) == ""

@@ -171,7 +171,7 @@ def test_a_download_that_never_ends_is_given_up(tmp_path, monkeypatch):
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr(wheelhouse, "DOWNLOAD_MAX_S", 0.01)
-    with pytest.raises(WheelhouseError, match="for aarch64 and Python 3.13 did not come within 0.01 s"):
+    with pytest.raises(WheelhouseError, match=r"for aarch64 and Python 3\.13 did not come within 0\.01 s"):
         wheelhouse._download(tmp_path / "requirements.txt", PI, tmp_path / "wheels")
 
 
