@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -17,6 +17,23 @@ SIGNIFICANCE = 0.05
 ANSWER_TIME_S = 30  # as long as people wait for an answer that they see growing
 MAX_TOKENS_STEP = 8
 MAX_TOKENS_LEAST, MAX_TOKENS_MOST = 16, 2048
+
+
+class Timed(Protocol):
+    """What the length of an answer is reckoned from; see Sample, which is one."""
+
+    @property
+    def setting(self) -> Setting: ...
+    @property
+    def warm_up(self) -> bool: ...
+    @property
+    def streams(self) -> int: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def ttft_ms(self) -> float: ...
+    @property
+    def decode_tokens_per_second(self) -> float | None: ...
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -86,7 +103,7 @@ def p_value(t: float, degrees: int) -> float:
     return max(0.0, 1.0 - within)
 
 
-def tokens_in_time(samples: Iterable[Sample], setting: Setting) -> float | None:
+def tokens_in_time(samples: Iterable[Timed], setting: Setting) -> float | None:
     """How many tokens the slowest measured run of this setting made in ANSWER_TIME_S, had it gone on so long.
 
     Its TTFT first, then its decode throughput for the rest of the time. None where no run made two tokens.
@@ -99,7 +116,7 @@ def tokens_in_time(samples: Iterable[Sample], setting: Setting) -> float | None:
     return min(in_time, default=None)
 
 
-def max_tokens(samples: Sequence[Sample], setting: Setting) -> int:
+def max_tokens(samples: Sequence[Timed], setting: Setting) -> int:
     """The default length of an answer at this setting.
 
     1. As many tokens as stay under ANSWER_TIME_S, by `tokens_in_time`.

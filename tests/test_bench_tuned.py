@@ -56,6 +56,17 @@ def test_a_quantized_cache_without_flash_attention_is_no_candidate() -> None:
     assert ("auto", "q8_0") in pairs
 
 
+def test_slots_are_tried_as_they_were_asked_for_and_what_the_node_has() -> None:
+    found = plan(Wanted(with_restarts=True, slots=(3,)), PI, {**OWN, "MAX_CONCURRENT_REQUESTS": 2})
+    assert axis(found, "MAX_CONCURRENT_REQUESTS") == (2, 3)
+    assert "MAX_CONCURRENT_REQUESTS" not in plan(Wanted(), PI, OWN).default.env
+
+
+def test_a_context_or_a_ttft_beyond_the_limits_is_of_the_plan() -> None:
+    limits = plan(Wanted(min_ctx=1024, max_ttft_ms=800.0), PI, OWN).limits
+    assert (limits.min_ctx, limits.max_ttft_ms) == (1024, 800.0)
+
+
 def test_a_metrics_interval_holds_its_median() -> None:
     found = metric([5.0, 5.1, 9.0])
     assert found.ci95[0] <= found.median <= found.ci95[1]

@@ -1,11 +1,11 @@
-"""What commands that speak to nodes have in common: which nodes, with which key, and how an interruption ends them."""
+"""What commands that speak to nodes have in common: which nodes, and with which key."""
 
 from __future__ import annotations
 
 import functools
 import os
 import resource
-import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import gevent
-from gevent.event import Event
 
 from bench.commands.values import Node
 from bench.inventory import fleet, tuned_file
@@ -25,7 +23,6 @@ from bench.running.client import Target
 from bench.tuning.deploy import Playbook
 
 KEY_VARIABLE = "BENCH_KEY"
-EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -157,9 +154,9 @@ def _fleet(
 def targets_of(nodes: Sequence[tuple[str, str]], api_key: str) -> list[Target]:
     if not nodes:
         raise click.UsageError("no node to measure; name one with --node http://HOST:8000.")
-    names = [name for name, _ in nodes]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise click.UsageError(f"--node: {twice} is given twice; tell nodes apart with NAME=URL.")
+    ((most, count),) = Counter(name for name, _ in nodes).most_common(1)
+    if count > 1:
+        raise click.UsageError(f"--node: {most} is given twice; tell nodes apart with NAME=URL.")
     return [Target(name, url.rstrip("/"), api_key) for name, url in nodes]
 
 
@@ -182,16 +179,3 @@ def allow_many_files() -> None:
     """A node takes a socket a client and a lock, and the usual limit of 1024 files is soft."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def stop_on_signals(interrupt: Event) -> None:
-    """The first Ctrl-C or SIGTERM ends the measuring and writes what there is; the second ends at once."""
-
-    def stop() -> None:
-        if interrupt.is_set():
-            os._exit(EXIT_INTERRUPTED)
-        click.echo("interrupted: keeping what was measured …", err=True)
-        interrupt.set()
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        gevent.signal_handler(signum, stop)

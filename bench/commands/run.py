@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 import msgspec
-from click.core import ParameterSource
-from gevent.event import Event
 
-from bench.commands.nodes import EXIT_INTERRUPTED, Chosen, allow_many_files, node_options, stop_on_signals
+from bench.commands import interruption
+from bench.commands.interruption import EXIT_INTERRUPTED
+from bench.commands.nodes import Chosen, allow_many_files, node_options
 from bench.commands.values import Duration, Level, Numbers
 from bench.progress import shown
 from bench.running.outcome import outcome
@@ -87,12 +87,10 @@ def command(
     that a request was planned for. Each run's file holds every sample.
     """
     settings = None if resume else _settings(**load)
-    if resume and (given := [name for name in OF_THE_LOAD if _is_given(ctx, name)]):
-        option = next(p.opts[0] for p in ctx.command.params if p.name == given[0])
-        raise click.UsageError(f"--resume goes on with the load of the interrupted run; leave {option} out.")
+    if resume:
+        interruption.refuse_beside_resume(ctx, OF_THE_LOAD)
     allow_many_files()
-    interrupt = Event()
-    stop_on_signals(interrupt)
+    interrupt = interruption.by_signals()
     with shown(is_wanted=True) as progress:
         session, targets = Session(chosen.results, progress.tell, interrupt), chosen.targets
         measured = session.resume(targets) if settings is None else session.measure(targets, settings)
@@ -126,10 +124,6 @@ def _settings(
         loads = tuple(OpenLoop(each, arrivals) for each in rate)
     seed = secrets.randbelow(2**32) if seed is None else seed
     return Settings(seed=seed, loads=() if sweep_to else loads, sweep_to=sweep_to, **others)
-
-
-def _is_given(ctx: click.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def _print(measured: Sequence[Measured], slo: ServiceLevel | None, as_json: bool) -> None:

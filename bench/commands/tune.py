@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 import msgspec
-from click.core import ParameterSource
-from gevent.event import Event
 
-from bench.commands.nodes import EXIT_INTERRUPTED, Chosen, allow_many_files, node_options, stop_on_signals
+from bench.commands import interruption
+from bench.commands.block_options import OF_A_BLOCK, block_options
+from bench.commands.interruption import EXIT_INTERRUPTED
+from bench.commands.nodes import Chosen, allow_many_files, node_options
 from bench.commands.values import Duration, Numbers
 from bench.inventory import git, tuned_file
 from bench.inventory.tuned_file import ProfileError
 from bench.progress import shown
 from bench.tuning import tuned
 from bench.tuning.block import Question
-from bench.tuning.meter import COOL_TO_C, NoDeployment, Surroundings
-from bench.tuning.objective import Objective
+from bench.tuning.meter import NoDeployment, Surroundings
 from bench.tuning.tune import Tuned, Tuning
 from bench.tuning.tune_table import commit_message, table
 from bench.tuning.tuned import Wanted
 
 EXIT_FAILED, EXIT_UNSURE = 1, 3
 OF_THE_RACE = (
-    "objective", "min_ctx", "max_ttft_ms", "headroom_mib", "budget_s", "n_ctx", "n_threads", "n_batch", "with_restarts",
-    "max_tokens", "seed",
+    *OF_A_BLOCK, "min_ctx", "max_ttft_ms", "headroom_mib", "budget_s", "n_ctx", "n_threads", "n_batch", "slots",
 )  # fmt: skip
 
 
@@ -51,10 +49,6 @@ class Written:
     "interrupted, what was measured is kept."
 )
 @node_options
-@click.option(
-    "--objective", type=click.Choice(get_args(Objective)), default="throughput", show_default=True,
-    help="throughput: decode tokens/s. latency: of an answer of 128 tokens. balanced: both alike.",
-)  # fmt: skip
 @click.option("--min-ctx", type=click.IntRange(128, 131072), help="No context smaller than this.")
 @click.option("--max-ttft-ms", type=click.FloatRange(1), help="No settings with a longer median TTFT.")
 @click.option(
@@ -67,23 +61,11 @@ class Written:
 @click.option("--ctx", "n_ctx", type=Numbers(128, 131072, is_whole=True), help="Values of N_CTX to try.")
 @click.option("--threads", "n_threads", type=Numbers(1, 256, is_whole=True), help="Values of N_THREADS to try.")
 @click.option("--batch", "n_batch", type=Numbers(8, 4096, is_whole=True), help="Values of N_BATCH to try.")
-@click.option(
-    "--restarts", "with_restarts", is_flag=True,
-    help="Try also what needs a restart: slots, flash attention, the KV cache's type; through profile.yml.",
-)  # fmt: skip
-@click.option(
-    "--max-tokens", type=click.IntRange(2, 2048), default=32, show_default=True, help="Length of a block's answer."
-)
-@click.option(
-    "--cool-to", "cool_to_c", type=click.FloatRange(20, 120), default=COOL_TO_C, show_default=True,
-    help="°C that a board must be down to before each block.",
-)  # fmt: skip
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of the order in rounds; drawn anew if not given.")
-@click.option("--resume", is_flag=True, help="Go on with each node's interrupted tune, as that was begun.")
+@click.option("--slots", type=Numbers(1, 1024, is_whole=True), help="Numbers of slots to try, with --restarts. [1,2,4]")
+@block_options
 @click.option("--dry-run", is_flag=True, help="Measure, and show what would be written, as a diff.")
 @click.option("--force", is_flag=True, help="Write the winner even where it is not surely better.")
 @click.option("--commit", is_flag=True, help="Make one git commit of the profiles that were written.")
-@click.option("--json", "as_json", is_flag=True, help="Print what came of it as JSON.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -91,7 +73,6 @@ def command(
     chosen: Chosen,
     cool_to_c: float,
     max_tokens: int,
-    seed: int | None,
     with_restarts: bool,
     resume: bool,
     dry_run: bool,
@@ -108,18 +89,17 @@ def command(
     """
     if commit and (dry_run or not chosen.has_inventory):
         raise click.UsageError("--commit: there is nothing to commit with --dry-run, or without an inventory.")
-    if resume and (given := [name for name in OF_THE_RACE if _is_given(ctx, name)]):
-        option = next(p.opts[0] for p in ctx.command.params if p.name == given[0])
-        raise click.UsageError(f"--resume goes on with the interrupted tune as it is; leave {option} out.")
+    if resume:
+        interruption.refuse_beside_resume(ctx, OF_THE_RACE)
     if with_restarts and not chosen.has_inventory:
         raise click.UsageError(
             "--restarts goes through profile.yml, which needs an inventory; name it with --inventory."
         )
+    if race["slots"] and not with_restarts:
+        raise click.UsageError("--slots: another number of slots needs a restart; allow it with --restarts.")
     allow_many_files()
-    interrupt = Event()
-    stop_on_signals(interrupt)
-    seed = secrets.randbelow(2**32) if seed is None else seed
-    wanted = Wanted(with_restarts=with_restarts, seed=seed, **race)
+    interrupt = interruption.by_signals()
+    wanted = Wanted(with_restarts=with_restarts, **race)
     # Also without --restarts: a tune that is resumed, or was killed, may have a profile to put back.
     deployment = chosen.playbook() if chosen.has_inventory else NoDeployment()
     with chosen.locked(), shown(is_wanted=True) as progress:
@@ -176,10 +156,6 @@ def _commit(results: Sequence[Tuned], written: list[Written]) -> str:
     except git.CommitFailed as error:
         written[places[0]] = replace(written[places[0]], problem=str(error))
         return ""
-
-
-def _is_given(ctx: click.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def _print(results: Sequence[Tuned], written: Sequence[Written], committed: str, as_json: bool) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import click
 import msgspec
 from gevent.event import Event
 
 from bench import all_nodes
-from bench.commands.nodes import EXIT_INTERRUPTED, Chosen, allow_many_files, node_options, stop_on_signals
+from bench.commands import interruption
+from bench.commands.block_options import OF_A_BLOCK, block_options
+from bench.commands.interruption import EXIT_INTERRUPTED
+from bench.commands.nodes import Chosen, allow_many_files, node_options
 from bench.inventory import tuned_file
 from bench.inventory.tuned_file import ProfileError
 from bench.progress import shown
@@ -22,7 +24,7 @@ from bench.running.client import BenchError, Target
 from bench.running.runfile import RunFileError
 from bench.tuning import arms
 from bench.tuning.block import Question
-from bench.tuning.meter import COOL_TO_C, NoDeployment, Surroundings
+from bench.tuning.meter import NoDeployment, Surroundings
 from bench.tuning.objective import Objective
 from bench.tuning.verify import Pair, Verification, Verified
 
@@ -46,36 +48,22 @@ class PutBack:
 )
 @node_options
 @click.option(
-    "--objective", type=click.Choice(get_args(Objective)), default="throughput", show_default=True,
-    help="What is compared, as in `bench tune`.",
-)  # fmt: skip
-@click.option(
     "--rounds", type=click.IntRange(arms.LEAST_ROUNDS, 200), help="At most so many rounds of two blocks. [23]"
 )
-@click.option(
-    "--restarts", "with_restarts", is_flag=True,
-    help="Compare also what needs a restart, with a deployment before each block.",
-)  # fmt: skip
-@click.option(
-    "--max-tokens", type=click.IntRange(2, 2048), default=32, show_default=True, help="Length of a block's answer."
-)
-@click.option(
-    "--cool-to", "cool_to_c", type=click.FloatRange(20, 120), default=COOL_TO_C, show_default=True,
-    help="°C that a board must be down to before each block.",
-)  # fmt: skip
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of the order in rounds; drawn anew if not given.")
-@click.option("--resume", is_flag=True, help="Go on with each node's interrupted verification, as that was begun.")
+@block_options
 @click.option("--dry-run", is_flag=True, help="Measure, and put nothing back.")
 @click.option("--apply", "is_applied", is_flag=True, help="Deploy what was put back, through profile.yml.")
-@click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
+@click.pass_context
 def command(
+    ctx: click.Context,
+    /,
     chosen: Chosen,
     objective: Objective,
     rounds: int | None,
     with_restarts: bool,
     max_tokens: int,
     cool_to_c: float,
-    seed: int | None,
+    seed: int,
     resume: bool,
     dry_run: bool,
     is_applied: bool,
@@ -89,10 +77,10 @@ def command(
     """
     if dry_run and is_applied:
         raise click.UsageError("--apply deploys what --dry-run does not put back.")
+    if resume:
+        interruption.refuse_beside_resume(ctx, (*OF_A_BLOCK, "rounds"))
     allow_many_files()
-    interrupt = Event()
-    stop_on_signals(interrupt)
-    seed = secrets.randbelow(2**32) if seed is None else seed
+    interrupt = interruption.by_signals()
     deployment = chosen.playbook() if chosen.has_inventory else NoDeployment()
     with chosen.locked(), shown(is_wanted=True) as progress:
         around = Surroundings(chosen.results, progress.tell, deployment, cool_to_c)

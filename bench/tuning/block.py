@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from appliance.benchmark_report import Setting
 from bench.running.client import BenchError, Patience, RequestFailed, Target, events
 from bench.running.samples import Failure
 from bench.running.trace import ENDING, WORDS
@@ -59,6 +60,10 @@ class Ran(msgspec.Struct, frozen=True):
     memory_mib: float | None = None
     prefill_tokens_per_second: float | None = None
     decode_tokens_per_second: float | None = None
+
+    @property
+    def setting(self) -> Setting:
+        return Setting(self.context_size, self.threads, self.batch_size)
 
     @property
     def env(self) -> dict[str, Value]:

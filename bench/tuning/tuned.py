@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from statistics import fmean, median
 from typing import Any
 
-from appliance import benchmark_choice, benchmark_report
+from appliance import benchmark_choice
 from bench.inventory.tuned_profile import Against, Measured, Provenance, TunedProfile
 from bench.knobs import KNOBS
 from bench.statistics.intervals import mean_interval
@@ -44,6 +44,7 @@ class Wanted:
     n_ctx: tuple[int, ...] | None = None
     n_threads: tuple[int, ...] | None = None
     n_batch: tuple[int, ...] | None = None
+    slots: tuple[int, ...] | None = None
     with_restarts: bool = False
     seed: int = 0
 
@@ -65,7 +66,7 @@ def plan(wanted: Wanted, node: Mapping[str, Any] | None, own: Mapping[str, Value
         "N_BATCH": (wanted.n_batch or N_BATCH, False),
     }
     if wanted.with_restarts:
-        values["MAX_CONCURRENT_REQUESTS"] = (SLOTS, True)
+        values["MAX_CONCURRENT_REQUESTS"] = (wanted.slots or SLOTS, True)
         values["OLLAMA_FLASH_ATTENTION"] = (FLASH_ATTENTION, True)
         values["OLLAMA_KV_CACHE_TYPE"] = (KV_CACHE, True)
     default = Settings(tuple((name, own.get(name, KNOBS[name].default)) for name in values))
@@ -176,28 +177,7 @@ def metric(values: Sequence[float], against: Against | None = None) -> Measured:
 def max_tokens(ran: Sequence[Ran]) -> int | None:
     """The default length of an answer at these settings, by the appliance's own rule (benchmark_choice.max_tokens)."""
     alike = [one for one in ran if one.decode_tokens_per_second]
-    if not alike:
-        return None
-    setting = benchmark_report.Setting(alike[0].context_size, alike[0].threads, alike[0].batch_size)
-    return benchmark_choice.max_tokens([_sample(one) for one in alike], setting)
-
-
-def _sample(ran: Ran) -> Any:
-    fields = {name: getattr(ran, name) for name in ("context_size", "threads", "batch_size", "warm_up", "latency_ms")}
-    rate = (ran.decode_tokens_per_second or 0.0) / ran.streams
-    return benchmark_report.Sample(
-        **fields,
-        run=1,
-        ttft_ms=ran.ttft_ms,
-        load_ms=ran.load_ms,
-        prompt_tokens=ran.prompt_tokens,
-        cached_tokens=ran.cached_tokens,
-        completion_tokens=ran.completion_tokens,
-        finish_reason=ran.finish_reason,
-        completion_tokens_per_second=rate,
-        prefill_tokens_per_second=None,
-        decode_tokens_per_second=rate,
-    )
+    return benchmark_choice.max_tokens(alike, alike[0].setting) if alike else None
 
 
 def _with(own: Value, values: Sequence[Value]) -> tuple[Value, ...]:
