@@ -36,6 +36,7 @@ RUNTIME: dict[str, dict[str, Any]] = {
             "releases": {},
             "release": "0.34.4-96f50a11",
             "is_whole": False,
+            "free_mib": 20000,
             "current": "",
             "lacking": [],
             "has_own_unit": False,

@@ -234,6 +234,18 @@ def test_a_bound_of_memory_that_is_none_is_refused(value):
     assert told.startswith(f"appliance_memory_max is {json.dumps(value)}; it has to be a size such as 512M")
 
 
+@pytest.mark.parametrize(
+    ("free_mib", "releases", "is_crowded"),
+    [(611, ["1-old"], True), (612, ["1-old"], False), (0, ["1-old", "2-new"], False)],
+    ids=["an upgrade on a nearly full disk", "just enough", "nothing is to come"],
+)
+def test_what_serves_is_no_room_for_what_is_to_come(free_mib, releases, is_crowded):
+    state = {"free_mib": free_mib, "releases": releases}
+    packed = {"release": "2-new"}
+    found = roles.evaluate("appliance", "appliance__is_crowded", appliance__state=state, appliance__packed=packed)
+    assert found is is_crowded
+
+
 def test_a_short_pepper_is_refused_without_being_shown():
     (told,) = refusals(pepper="short secret")
     assert "12 characters" in told

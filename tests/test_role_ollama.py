@@ -216,6 +216,38 @@ def test_cuda_is_laid_out_only_where_nvidia_is() -> None:
 
 
 @pytest.mark.parametrize(
+    ("found", "is_crowded"),
+    [
+        ({"free_mib": 1261, "releases": {"0.34.3-aaaaaaaa": ""}}, True),
+        ({"free_mib": 1262, "releases": {"0.34.3-aaaaaaaa": ""}}, False),
+        ({"free_mib": 0, "is_whole": True}, False),
+    ],
+    ids=["an upgrade on a nearly full disk", "just enough", "nothing is to come"],
+)
+def test_what_serves_is_no_room_for_what_is_to_come(found: dict[str, Any], is_crowded: bool) -> None:
+    assert roles.evaluate("ollama", "ollama__is_crowded", None, ollama__found={**FOUND, **found}) is is_crowded
+
+
+def test_what_is_free_is_known_where_nothing_was_laid_out_yet(tmp_path: Path) -> None:
+    blocks = os.statvfs(tmp_path)
+    free_mib = ollama_installation.free_mib(tmp_path / "opt" / "ollama")
+    assert abs(free_mib - blocks.f_bavail * blocks.f_frsize / 2**20) < 200
+
+
+PLAYBOOKS = ("site", "upgrade", "deploy")
+
+
+@pytest.mark.parametrize("name", PLAYBOOKS)
+def test_a_playbook_that_lays_out_a_release_looks_for_room_before_it_changes_anything(name: str) -> None:
+    plays = yaml.safe_load((roles.ROOT / "ansible" / f"{name}.yml").read_text())
+    imported = [task["ansible.builtin.import_role"] for play in plays for task in play.get("tasks", [])]
+    steps = [(role["name"], role["tasks_from"]) for role in imported]
+    first_change = min(steps.index(step) for step in steps if step[1] == "install")
+    laid_out = [role for role, step in steps if step == "install" and role in ("ollama", "appliance")]
+    assert [role for role, step in steps[:first_change] if step == "room"] == laid_out != []
+
+
+@pytest.mark.parametrize(
     ("version", "machine", "asset"),
     [
         ("0.34.4", "aarch64", "v0.34.4/ollama-linux-arm64.tar.zst"),

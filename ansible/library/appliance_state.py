@@ -94,6 +94,10 @@ releases:
   type: list
   elements: str
   sample: [0.1.0-5d41402a]
+free_mib:
+  description: MiB that are free on the disk of C(home).
+  returned: always
+  type: int
 port_taken_by:
   description: The program that listens on the port and is not the service, or nothing.
   returned: always
@@ -273,6 +277,17 @@ def has_own_keys(database: Path) -> bool:
     return asked.stdout.strip() != "False" and "no such table" not in asked.stderr  # unreadable: better not to lose any
 
 
+# ---------------------------------------------------------------------------------------------------------------- disk
+
+
+def free_mib(path: Path) -> int:
+    """MiB that are free where a path is, or would be."""
+    while not path.exists():
+        path = path.parent
+    usage = os.statvfs(path)
+    return usage.f_bavail * usage.f_frsize // 2**20
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -294,6 +309,7 @@ def main() -> None:
         changed=False,
         platform=f"{os.uname().machine}-{_python()}",
         releases=releases(Path(given["home"])),
+        free_mib=free_mib(Path(given["home"])),
         port_taken_by=port_taken_by(given["host"], given["port"], given["unit"]),
         has_user=has_user(given["user"]),
         has_unit=Path("/etc/systemd/system", given["unit"]).exists(),

@@ -92,6 +92,10 @@ is_whole:
   description: Whether that release is there, and whole.
   type: bool
   returned: always
+free_mib:
+  description: MiB that are free on the disk of C(root).
+  type: int
+  returned: always
 lacking:
   description: Those of C(directories) that are not there.
   type: list
@@ -159,6 +163,14 @@ def releases(root: Path) -> dict[str, str]:
     except OSError:
         return {}
     return {name: release_problem(root / "releases" / name) for name in names}
+
+
+def free_mib(path: Path) -> int:
+    """MiB that are free where a path is, or would be."""
+    while not path.exists():
+        path = path.parent
+    usage = os.statvfs(path)
+    return usage.f_bavail * usage.f_frsize // 2**20
 
 
 def release_name(version: str, checksums: dict[str, str], machine: str) -> str:
@@ -285,6 +297,7 @@ def main() -> None:
         releases=found,
         release=release,
         is_whole=found.get(release) == "",
+        free_mib=free_mib(root),
         current=current(root),
         lacking=[path for path in module.params["directories"] if not os.path.isdir(path)],
         has_own_unit=has_own_unit,
