@@ -3,7 +3,9 @@
 Light fake nodes (bench/fake/fleet.py) answer at a Pi's pace, all at the same time. Measured are, each as a process of
 its own: `bench run` over them, writing a profile for each into an inventory, reading all of them again, what Ansible
 takes to read that inventory, `bench show` and `bench report`. CPU is the process's and its children's, memory that of
-the largest of them, as the kernel counted them at the end. Rounds turn through the sizes.
+the largest of them, as the kernel counted them at the end. A small process of its own starts each: the kernel takes the
+memory of whoever starts a process for the least that this had, which of a meter that has grown would be too much.
+Rounds turn through the sizes.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,14 @@ HEAD = (
     "step", "nodes", "wall, s", "CPU, s", "CPU a node, ms", "CPU a further node, ms", "memory, MiB",
     "memory a further node, KiB", "n",
 )  # fmt: skip
+STARTER = """
+import os, sys, time
+begun = time.monotonic()
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)])
+_, status, usage = os.wait4(pid, 0)
+cpu_s = usage.ru_utime + usage.ru_stime
+print([os.waitstatus_to_exitcode(status), time.monotonic() - begun, cpu_s, usage.ru_maxrss])
+"""
 REQUESTS, TOKENS, TOKENS_PER_S, PREFILL_S = 4, 16, 5.0, 0.5
 
 
@@ -109,15 +118,13 @@ def fleet(count: int) -> Iterator[list[int]]:
 def cost(step: str, nodes: int, command: Sequence[object], folder: Path) -> Cost:
     """Run it to its end. Raises: SystemExit with its words when it fails; a run that calls itself invalid is none."""
     said, environment = folder / "said.txt", {**os.environ, "BENCH_KEY": "fake", "PYTHONPATH": str(ROOT)}
-    begun = time.monotonic()
+    starter = [sys.executable, "-I", "-S", "-c", STARTER, *(str(word) for word in command)]
     with said.open("wb") as out:
-        process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=out, cwd=folder, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-    wall_s = time.monotonic() - begun
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode not in (0, 3 if step == "bench run" else 0):
-        raise SystemExit(f"{step} over {nodes} nodes: exit {process.returncode}\n{said.read_text()[-3000:]}")
-    return Cost(step, nodes, wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+        told = subprocess.run(starter, stdout=subprocess.PIPE, stderr=out, cwd=folder, env=environment, check=True)
+    status, wall_s, cpu_s, memory_kib = json.loads(told.stdout)
+    if status not in (0, 3 if step == "bench run" else 0):
+        raise SystemExit(f"{step} over {nodes} nodes: exit {status}\n{said.read_text()[-3000:]}")
+    return Cost(step, nodes, wall_s, cpu_s, memory_kib / 1024)
 
 
 def lay_out(inventory: Path, ports: Sequence[int]) -> None:

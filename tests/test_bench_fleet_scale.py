@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import gevent
 import pytest
 
-from bench.fleet_scale import Cost, fleet, table
+from bench.fleet_scale import PROFILE, Cost, cost, fleet, table
+from bench.inventory import tuned_file
 from bench.running.client import Patience, Target, generate, get
 from bench.running.node_facts import counters, require_ready
 
@@ -30,6 +35,31 @@ def test_a_figure_is_the_median_with_the_lowest_and_the_highest_round_and_n() ->
 def test_runs_that_bench_would_not_believe_are_counted() -> None:
     costs = [Cost("bench run", 10, 1.0, 1.0, 1.0, invalid=3), Cost("bench report", 10, 1.0, 1.0, 1.0)]
     assert table(costs)[-1].startswith("3 of 10 runs were invalid")
+
+
+def test_a_steps_memory_is_its_own_whatever_the_meter_holds(tmp_path: Path) -> None:
+    held = b"x" * (200 << 20)
+    small = cost("nothing", 1, [sys.executable, "-I", "-S", "-c", ""], tmp_path)
+    assert len(held) >> 20 == 200
+    assert 0 < small.memory_mib < 100
+
+
+def test_a_step_that_fails_ends_the_measurement_with_its_words(tmp_path: Path) -> None:
+    script = "import sys; print('out', flush=True); print('no room', file=sys.stderr); sys.exit(7)"
+    with pytest.raises(SystemExit, match="exit 7\nout\nno room"):
+        cost("bench show", 1, [sys.executable, "-c", script], tmp_path)
+
+
+def test_a_profile_waits_for_the_disk_as_often_in_a_large_fleet_as_in_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    after = []
+    for number in range(50):
+        tuned_file.write(tmp_path, f"node{number}", PROFILE)
+        after.append(len(synced))
+    assert after == [2 * (number + 1) for number in range(50)]  # the file's content and its name
 
 
 @pytest.mark.tier2
