@@ -127,6 +127,29 @@ def test_every_file_that_a_service_reads_at_its_start_is_part_of_a_deployment() 
     assert written <= {path for paths in parts.values() for path in paths}
 
 
+@pytest.mark.parametrize(
+    ("tags", "switch", "missing", "is_refused"),
+    [
+        (["appliance"], ["ollama", "appliance"], ["ollama"], True),
+        (["ollama"], ["ollama", "appliance"], ["appliance"], False),
+        (["all"], ["appliance"], ["ollama"], True),
+        (["all"], [], ["ollama", "appliance"], True),
+        (["all"], ["ollama"], ["appliance"], True),
+    ],
+    ids=["--tags appliance", "--tags ollama, the first of two runs", "deploy.yml", "profile.yml", "Ollama alone"],
+)
+def test_a_new_node_that_would_not_serve_in_the_end_is_refused_before(
+    tags: list[str], switch: list[str], missing: list[str], is_refused: bool
+) -> None:
+    (look,) = yaml.safe_load((roles.ROLES / "rollout/tasks/ahead.yml").read_text())
+    (condition,) = [
+        task["ansible.builtin.assert"]["that"] for task in look["block"] if "ansible.builtin.assert" in task
+    ]
+    looked = {"results": [{"item": item, "stat": {"exists": False}} for item in missing]}
+    given = {"ansible_run_tags": tags, "rollout_switch": switch, "rollout__links_found": looked}
+    assert found(condition, **given) is not is_refused
+
+
 def test_a_new_node_is_told_which_part_neither_this_run_nor_an_earlier_one_brought() -> None:
     looked = {
         "results": [{"item": "ollama", "stat": {"exists": True}}, {"item": "appliance", "stat": {"exists": False}}]
