@@ -206,7 +206,10 @@ def test_a_part_that_is_not_named_stays_proven(machine: Machine) -> None:
 def test_the_releases_that_both_snapshots_refer_to_are_named(machine: Machine) -> None:
     machine.proven()
     machine.write(2)
-    assert machine.proven()["links"] == ["releases/1", "releases/2"]
+    answer = machine.proven()
+    assert answer["links"] == ["releases/1", "releases/2"]
+    link = str(machine.link)
+    assert answer["refers_to"] == {"proven": {link: "releases/2"}, "previous": {link: "releases/1"}}
 
 
 def test_check_mode_tells_the_same_and_writes_nothing(machine: Machine) -> None:

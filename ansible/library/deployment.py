@@ -125,6 +125,11 @@ links:
   type: list
   elements: str
   sample: [releases/0.1.0-5d41402a]
+refers_to:
+  description: Of each snapshot, its links by their paths.
+  returned: always
+  type: dict
+  sample: {proven: {/opt/ollama/current: releases/0.34.4-96f50a11}, previous: {}}
 """
 
 FILE_BYTES_MAX = 1 << 20  # units and settings are some kilobytes; data does not belong into a snapshot
@@ -386,20 +391,22 @@ def _answer(kept: Snapshots, **more: Any) -> dict[str, Any]:
         "restored": [],
         "has_proven": kept["proven"] is not None,
         "has_previous": kept["previous"] is not None,
-        "links": sorted(set(_links(kept["proven"])) | set(_links(kept["previous"]))),
+        "links": sorted({*_links(kept["proven"]).values(), *_links(kept["previous"]).values()}),
+        "refers_to": {"proven": _links(kept["proven"]), "previous": _links(kept["previous"])},
         "lost": sorted(_lost(kept["previous"])),
         **more,
     }
 
 
-def _links(snapshot: Snapshot | None) -> Iterator[str]:
-    return (entry["target"] for entry in _flat(snapshot or {}).values() if entry["kind"] == "link")
+def _links(snapshot: Snapshot | None) -> dict[str, str]:
+    """What each link refers to, by its path."""
+    return {path: entry["target"] for path, entry in _flat(snapshot or {}).items() if entry["kind"] == "link"}
 
 
 def _lost(snapshot: Snapshot | None) -> Iterator[str]:
     """What links lead to and is not there."""
-    for path, entry in _flat(snapshot or {}).items():
-        if entry["kind"] == "link" and not (target := Path(path).parent / entry["target"]).exists():
+    for path, named in _links(snapshot).items():
+        if not (target := Path(path).parent / named).exists():
             yield str(target)
 
 
