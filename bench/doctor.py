@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.inventory.tuned_profile import TunedProfile, is_stale
 from bench.running.board_validity import REMEDIES
-from bench.statistics.outliers import outliers
+from bench.statistics.outliers import LEAST_NODES, outliers
 from bench.tuning.meter import not_in_force
 
 # What should be the same: on all nodes, or on all with the same board.
@@ -36,13 +36,22 @@ KNOBS_THAT_MATTER = ("N_CTX", "N_THREADS", "N_BATCH", "MAX_CONCURRENT_REQUESTS")
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Of one stream, by the newest valid run. under: how it was asked; facts: GET /node, then."""
+
+    decode_tokens_per_s: float
+    under: Any
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Patient:
-    """One node. facts: GET /node, now. decode_tokens_per_s: of its newest valid run."""
+    """One node. facts: GET /node, now. speed: as it was measured."""
 
     name: str
     facts: Mapping[str, Any] | None = None
     profile: TunedProfile | None = None
-    decode_tokens_per_s: float | None = None
+    speed: Speed | None = None
     problem: str = ""
 
 
@@ -119,13 +128,7 @@ def _throttled(patients: list[Patient]) -> Iterator[Finding]:
 
 
 def _outliers(patients: list[Patient]) -> Iterator[Finding]:
-    """Among nodes with the same board, memory, model, engine and settings."""
-    groups: dict[tuple[Any, ...], dict[str, float]] = {}
-    for one in patients:
-        if one.facts and one.decode_tokens_per_s:
-            kind = (*(_at(one.facts, *path) for path in EQUALS), *_settings(one.facts))
-            groups.setdefault(kind, {})[one.name] = one.decode_tokens_per_s
-    for group in groups.values():
+    for group in equals(patients):
         for outlier in outliers(group):
             word = "slower" if outlier.change < 0 else "faster"
             text = (
@@ -134,6 +137,19 @@ def _outliers(patients: list[Patient]) -> Iterator[Finding]:
             )
             remedy = "compare cooling, supply and what else runs there" if word == "slower" else "is it really equal?"
             yield Finding("outlier", outlier.node, text, remedy, outlier.test, outlier.p)
+
+
+def equals(patients: list[Patient]) -> list[dict[str, float]]:
+    """Speeds that compare: of the same board, memory, model, engine and settings when they were measured, asked alike.
+
+    Of fewer than LEAST_NODES nodes none can be told to be odd, so those are left out.
+    """
+    groups: dict[tuple[Any, ...], dict[str, float]] = {}
+    for one in patients:
+        if one.speed:
+            kind = (one.speed.under, *(_at(one.speed.facts, *path) for path in EQUALS), *_settings(one.speed.facts))
+            groups.setdefault(kind, {})[one.name] = one.speed.decode_tokens_per_s
+    return [group for group in groups.values() if len(group) >= LEAST_NODES]
 
 
 def _settings(facts: Mapping[str, Any]) -> list[Any]:

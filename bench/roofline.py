@@ -1,5 +1,5 @@
 """How near a node's decode comes to the fastest that its memory allows: the roofline (Williams et al. 2009). Pure but
-for `bandwidth`, which has a node measure its memory.
+for the two that have a node measure its memory.
 
 A decode with one sequence reads every weight once a token and does little with each, so memory bounds it:
 
@@ -14,14 +14,16 @@ output it is too high, by its part of the file. Of a mixture of experts a token 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from appliance.bandwidth_probe import Bandwidth
-from bench.running.client import BenchError, Patience, Target, events
+from bench.running.client import BenchError, Patience, Target, events, get
 
 PATH = "/node/bandwidth"
+ASK = Patience(connect_s=5.0, answer_s=15.0, silence_s=15.0)
 PATIENCE = Patience(answer_s=300.0)  # generations that run end first
 
 
@@ -43,6 +45,18 @@ def share(decode_tokens_per_s: float | None, facts: Mapping[str, Any] | None) ->
     """Decode speed of one sequence as a share of the ceiling; more than 1 means that one of the two is wrong."""
     ceiling = ceiling_tokens_per_s(facts)
     return None if ceiling is None or decode_tokens_per_s is None else decode_tokens_per_s / ceiling
+
+
+def measured_once(target: Target) -> None:
+    """Have the node measure its bandwidth, if it has not since its service began, so that it is among its facts.
+
+    Nothing depends on it: a node that does not, or cannot, is passed over.
+    """
+    with suppress(BenchError, msgspec.MsgspecError):
+        status, body = get(target, "/node", ASK)
+        facts = msgspec.json.decode(body, type=dict[str, Any]) if status == 200 else {}
+        if "bandwidth" in facts and not facts["bandwidth"]:
+            bandwidth(target)
 
 
 def bandwidth(target: Target, patience: Patience = PATIENCE) -> Bandwidth:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from bench.inventory.tuned_profile import TunedProfile, is_stale
+from bench.inventory.tuned_profile import STALE_WITH, TunedProfile, basis, is_stale
+from bench.knobs import KNOBS
 from bench.report.data import RunView, found
 from bench.roofline import share
 from bench.running.run_table import figure
+from bench.running.samples import ClosedLoop
 from bench.running.summary import Estimate
 from bench.tuning.meter import not_in_force
 
@@ -22,9 +24,10 @@ DAY_S, HOUR_S = 86400.0, 3600.0
 class Row:
     """One node. None is not known.
 
-    decode_tokens_per_s: of one stream, by its newest valid run; n: answers. of_roofline: that, as a share of what the
-    memory's bandwidth allows. throttled: what the board reports now or reported since its start. profile_age_s: since
-    it was written; stale: why it is no longer true; not_in_force: what the node runs with instead.
+    decode_tokens_per_s: a stream's, by its newest valid run, under `load`; n: answers. of_roofline: that, as a share of
+    what the memory's bandwidth allows, where it was alone. measured_otherwise: what changed since that run. throttled:
+    what the board reports now or reported since its start. profile_age_s: since it was written; stale: why it is no
+    longer true; not_in_force: what the node runs with instead.
     """
 
     node: str
@@ -32,6 +35,8 @@ class Row:
     model: str | None = None
     decode_tokens_per_s: Estimate | None = None
     n: int | None = None
+    load: str = ""
+    measured_otherwise: tuple[str, ...] = ()
     of_roofline: float | None = None
     throttled: tuple[str, ...] | None = None
     profile_age_s: float | None = None
@@ -53,7 +58,8 @@ def row(
 
     run: the newest that may be used.
     """
-    said = dict(facts) if facts else (run.fingerprint.get("node") if run else None) or {}
+    then: Mapping[str, Any] = (run.fingerprint.get("node") if run else None) or {}
+    said = facts or then
     single = run.single if run else None
     rate = single[1].p50 if single else None
     return Row(
@@ -62,7 +68,9 @@ def row(
         model=found(said, "model", "name") or (run.fingerprint.get("model") if run else None),
         decode_tokens_per_s=rate,
         n=single[1].n if single else None,
-        of_roofline=share(rate.value if rate else None, said),
+        load=run.load if run else "",
+        measured_otherwise=tuple(changed_since(then, facts)) if rate and facts else (),
+        of_roofline=share(rate.value, at_the_run(then, said)) if run and rate and run.is_of_one_stream else None,
         throttled=throttled(said),
         profile_age_s=_age_s(profile.provenance.at, now) if profile else None,
         stale=tuple(is_stale(profile, said)) if profile else (),
@@ -70,6 +78,25 @@ def row(
         measured_age_s=_age_s(run.started_at, now) if run else None,
         problem=problem,
     )
+
+
+def at_the_run(then: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the node was when it was measured; its bandwidth by the newest measurement where it had none yet."""
+    same_board = found(then, "board", "name") == found(now, "board", "name")
+    known = then.get("bandwidth") or (now.get("bandwidth") if same_board else None)
+    return {**then, "bandwidth": known}
+
+
+def changed_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Why the node is not what was measured, in words; what either side does not tell is no change."""
+    was, is_now = basis(then), basis(now)
+    for name, what in STALE_WITH.items():
+        if was[name] is not None and is_now[name] is not None and was[name] != is_now[name]:
+            yield f"{what} was {was[name]} when its speed was measured, and is {is_now[name]} now"
+    before, after = found(then, "settings") or {}, found(now, "settings") or {}
+    for name in KNOBS:
+        if name in before and name in after and before[name] != after[name]:
+            yield f"{name} was {before[name]} when its speed was measured, and is {after[name]} now"
 
 
 def throttled(facts: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -87,9 +114,17 @@ def table(rows: Sequence[Row]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     for each in rows:
         lines += [f"{each.node}: its profile is stale: {reason}" for reason in each.stale]
-        words = (each.not_in_force, each.problem.removeprefix(f"{each.node}: "))
+        words = (*each.measured_otherwise, _doubt(each), each.not_in_force, each.problem.removeprefix(f"{each.node}: "))
         lines += [f"{each.node}: {text}" for text in words if text]
     return "\n".join(lines)
+
+
+def _doubt(row: Row) -> str:
+    if row.load and row.load != str(ClosedLoop(1)):
+        return f"its decode speed is that of a stream among others ({row.load}); measure one alone for its roofline"
+    if row.of_roofline and row.of_roofline > 1:
+        return "it is faster than its memory was measured to be: measure both again"
+    return ""
 
 
 def age(seconds: float | None) -> str:

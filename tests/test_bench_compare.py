@@ -86,3 +86,9 @@ def test_a_node_without_runs_is_told(results: Path) -> None:
     told = CliRunner().invoke(command, ["a", "c", "--results", str(results)])
     assert told.exit_code == 1
     assert "c is no file, and no node of" in told.output
+
+
+def test_a_run_is_not_compared_with_itself(results: Path) -> None:
+    told = CliRunner().invoke(command, ["a", "a", "--results", str(results)])
+    assert told.exit_code == 1
+    assert "a and a are the same run, 20260101T000000Z-run-a" in told.output

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from bench.doctor import Finding, Patient, findings
+import pytest
+
+from bench.doctor import Finding, Patient, Speed, equals, findings
 from bench.inventory.tuned_profile import Provenance, TunedProfile
 from bench.statistics.outliers import TEST, outliers
 
@@ -27,6 +29,10 @@ def facts(**fields: Any) -> dict[str, Any]:
 def fleet(*odd: dict[str, Any], healthy: int = 3) -> list[Patient]:
     every = [*odd, *(facts() for _ in range(healthy))]
     return [Patient(f"pi{k}", told) for k, told in enumerate(every, 1)]
+
+
+def measured(rate: float, told: dict[str, Any] | None = None, under: str = "1 at once") -> Speed:
+    return Speed(rate, under, told or facts())
 
 
 def only(found: list[Finding]) -> Finding:
@@ -79,7 +85,7 @@ def test_a_profile_that_is_not_in_force_is_told_and_a_stale_one() -> None:
 
 def test_a_node_that_is_slower_than_its_equals_is_an_outlier_by_a_named_test() -> None:
     rates = [4.0, 5.0, 5.05, 4.98, 5.1, 5.02]
-    patients = [Patient(f"pi{k}", facts(), None, rate) for k, rate in enumerate(rates, 1)]
+    patients = [Patient(f"pi{k}", facts(), None, measured(rate)) for k, rate in enumerate(rates, 1)]
     found = only(findings(patients))
     assert (found.kind, found.node, found.test) == ("outlier", "pi1", TEST)
     assert found.p is not None
@@ -87,10 +93,32 @@ def test_a_node_that_is_slower_than_its_equals_is_an_outlier_by_a_named_test() -
     assert "20% slower than the median of 6 equal nodes" in found.text
 
 
-def test_nodes_with_other_settings_are_no_equals() -> None:
-    patients = [Patient(f"pi{k}", facts(), None, 5.0 + k / 100) for k in range(5)]
-    other = facts(settings={"N_CTX": 4096, "N_THREADS": 4})
-    assert findings([*patients, Patient("pi9", other, None, 3.0)]) == []
+EQUAL = [Patient(f"pi{k}", facts(), None, measured(5.0 + k / 100)) for k in range(5)]
+
+
+@pytest.mark.parametrize(
+    "speed",
+    [
+        measured(3.0, facts(settings={"N_CTX": 4096, "N_THREADS": 4})),
+        measured(3.0, facts(board={"memory_mib": 4096})),
+        measured(3.0, facts(model={"digest": "bb"})),
+        measured(3.0, facts(engine={"version": "0.31.0"})),
+        measured(3.0, under="2 at once"),
+    ],
+)
+def test_what_was_measured_otherwise_is_no_equal(speed: Speed) -> None:
+    assert findings([*EQUAL, Patient("pi9", facts(), None, speed)]) == []
+    assert findings([*EQUAL, Patient("pi9", facts(), None, measured(3.0))]) != []
+
+
+def test_a_node_that_was_tuned_since_is_compared_as_it_was_when_it_was_measured() -> None:
+    tuned_since = facts(settings={"N_CTX": 512, "N_THREADS": 3})
+    assert only(findings([*EQUAL, Patient("pi9", tuned_since, None, measured(3.0))])).kind == "outlier"
+
+
+def test_of_fewer_nodes_than_the_test_needs_none_is_compared() -> None:
+    assert equals(EQUAL[:3]) == []
+    assert [len(group) for group in equals(EQUAL)] == [5]
 
 
 def test_two_outliers_do_not_hide_each_other() -> None:

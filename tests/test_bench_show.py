@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from bench_runs import made, stage_of
 
 from bench.inventory.tuned_profile import Provenance, TunedProfile
@@ -23,12 +24,13 @@ FACTS: dict[str, Any] = {
 }
 
 
-def run() -> Run:
+def run(concurrency: int = 1, facts: dict[str, Any] = FACTS) -> Run:
     samples = [made(at_s=k, number=k, tpot_s=0.2) for k in range(10)]
     settings = Settings(seed=1, prompt_tokens=(40,), max_tokens=5, loads=(), requests=10)
     return Run(
         id="r", session="s", node="pi1", url="http://x", bench_version="1", settings=settings,
-        started_at="2026-01-10T23:00:00+00:00", stages=[stage_of(*samples)], fingerprint={"node": FACTS},
+        started_at="2026-01-10T23:00:00+00:00", fingerprint={"node": facts},
+        stages=[stage_of(*samples, concurrency=concurrency)],
     )  # fmt: skip
 
 
@@ -68,3 +70,34 @@ def test_throttling_of_the_past_is_shown_and_none_is_no() -> None:
     assert row("pi1", {**FACTS, "throttling": bits}, None, None, NOW).throttled == ("undervoltage",)
     assert row("pi1", FACTS, None, None, NOW).throttled == ()
     assert row("pi1", {**FACTS, "throttling": None}, None, None, NOW).throttled is None
+
+
+def test_the_roofline_is_that_of_the_model_and_memory_that_were_measured() -> None:
+    larger = {**FACTS, "model": {"name": "qwen2.5:7b", "size_bytes": 5_000_000_000}, "bandwidth": None}
+    found = row("pi1", larger, None, view(run()), NOW)
+    assert found.of_roofline == pytest.approx(0.625)
+    assert "the model was qwen2.5:3b when its speed was measured, and is qwen2.5:7b now" in table([found])
+
+
+def test_a_bandwidth_that_was_measured_after_the_run_counts_on_the_same_board() -> None:
+    without = {**FACTS, "bandwidth": None}
+    assert row("pi1", FACTS, None, view(run(facts=without)), NOW).of_roofline == pytest.approx(0.625)
+    elsewhere = {**FACTS, "board": {"name": "Raspberry Pi 4"}}
+    assert row("pi1", elsewhere, None, view(run(facts=without)), NOW).of_roofline is None
+
+
+def test_a_stream_among_others_has_no_roofline_and_is_told() -> None:
+    found = row("pi1", FACTS, None, view(run(concurrency=2)), NOW)
+    assert found.of_roofline is None
+    assert "that of a stream among others (2 at once)" in table([found])
+
+
+def test_a_share_above_the_whole_is_doubted() -> None:
+    slow = {**FACTS, "bandwidth": {"bytes_per_s": 8e9}}
+    assert "faster than its memory was measured to be" in table([row("pi1", slow, None, view(run(facts=slow)), NOW)])
+
+
+def test_settings_that_changed_since_the_run_are_told() -> None:
+    text = table([row("pi1", {**FACTS, "settings": {"N_CTX": 1024}}, None, view(run()), NOW)])
+    assert "N_CTX was 512 when its speed was measured, and is 1024 now" in text
+    assert "was" not in table([row("pi1", FACTS, None, view(run()), NOW)])

@@ -190,6 +190,19 @@ def test_a_real_node_measures_when_its_generation_has_ended(node: Node, engine: 
 
 
 @pytest.mark.tier2
+def test_a_node_is_asked_only_once_and_one_that_cannot_is_passed_over(
+    node: Node, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roofline.measured_once(target)
+    assert node.get("/node", X_API_Key=node.key).body["bandwidth"]["bytes_per_s"] > 1e8
+    asked: list[Target] = []
+    monkeypatch.setattr(roofline, "bandwidth", asked.append)
+    roofline.measured_once(target)
+    roofline.measured_once(Target("pi2", "http://127.0.0.1:1", ""))
+    assert asked == []
+
+
+@pytest.mark.tier2
 def test_it_needs_a_key(node: Node) -> None:
     assert node.open(post("/node/bandwidth", {}, b"")).status == 401
 

@@ -39,6 +39,8 @@ def command(a: str, b: str, results: Path, invalid_too: bool, as_json: bool) -> 
     """Compare two runs of `bench run`, load by load: is B faster or slower than A, and how sure is that."""
     try:
         first, second = (_run(name, results, invalid_too) for name in (a, b))
+        if first.id == second.id and first.node == second.node:
+            raise RunFileError(f"{a} and {b} are the same run, {first.id}; name another run's file.")
     except RunFileError as error:
         click.echo(f"bench: {error}", err=True)
         sys.exit(1)
@@ -70,7 +72,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _run(name: str, results: Path, invalid_too: bool) -> Run:
-    """A file, or a node's newest run that is not invalid. Raises: RunFileError."""
+    """A file, or a node's newest run. Raises: RunFileError, also for a run that must decide nothing."""
     path = Path(name)
     if not path.is_file():
         newest = runfile.newest(results, name, KIND)

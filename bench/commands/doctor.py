@@ -9,7 +9,8 @@ import msgspec
 
 from bench.commands.looking import Seen, look
 from bench.commands.nodes import Chosen, allow_many_files, node_options
-from bench.doctor import Finding, Patient, findings
+from bench.doctor import Finding, Patient, Speed, equals, findings
+from bench.statistics.outliers import LEAST_NODES
 
 EXIT_FINDINGS = 3
 
@@ -27,27 +28,34 @@ def command(chosen: Chosen, as_json: bool) -> None:
     """
     allow_many_files()
     seen = look(chosen)
-    found = findings([_patient(each) for each in seen])
+    patients = [_patient(each) for each in seen]
+    found, compared = findings(patients), sum(map(len, equals(patients)))
     if as_json:
-        click.echo(msgspec.json.encode({"nodes": [each.name for each in seen], "findings": found}))
+        nodes = [each.name for each in seen]
+        click.echo(msgspec.json.encode({"nodes": nodes, "findings": found, "compared_speeds": compared}))
     else:
         for each in found:
             click.echo(
                 f"{each.node}: {each.kind}: {each.text.removeprefix(f'{each.node}: ')}\n    remedy: {each.remedy}"
             )
-        click.echo(_sum(seen, found))
+        click.echo(_sum(seen, found, compared))
     if any(each.kind == "unreachable" for each in found):
         sys.exit(1)
     sys.exit(EXIT_FINDINGS if found else 0)
 
 
 def _patient(seen: Seen) -> Patient:
-    single = seen.run.single if seen.run else None
-    rate = single[1].p50.value if single else None
-    return Patient(seen.name, seen.facts, seen.profile, rate, seen.problem)
+    speed, run = None, seen.run
+    if run and run.single:
+        facts = run.fingerprint.get("node") or seen.facts or {}
+        speed = Speed(run.single[1].p50.value, (run.load, run.asked), facts)
+    return Patient(seen.name, seen.facts, seen.profile, speed, seen.problem)
 
 
-def _sum(seen: list[Seen], found: list[Finding]) -> str:
+def _sum(seen: list[Seen], found: list[Finding], compared: int) -> str:
     measured = sum(1 for each in seen if each.run)
     sick = len({each.node for each in found})
-    return f"{len(seen)} nodes, {measured} of them measured: {len(found)} findings on {sick} of them"
+    said = f"{len(seen)} nodes, {measured} of them measured: {len(found)} findings on {sick} of them"
+    if compared:
+        return f"{said}; {compared} speeds were compared with their equals'"
+    return f"{said}; no speeds were compared, which takes {LEAST_NODES} equal nodes measured alike"

@@ -31,12 +31,14 @@ LOUD = ("undervoltage", "frequency_capped", "throttled", "soft_temperature_limit
 class RunView:
     """One run: its figures, and what the node said of itself.
 
-    settings: the knobs that were in force; empty where the node did not say. throttling: what was seen during the run,
+    asked: lengths of prompts, and of answers at most. settings: the knobs that were in force; empty where the node did
+    not say. throttling: what was seen during the run,
     by name; None where the node has no such bits. temperatures_c: before it, and the highest.
     """
 
     outcome: Outcome
     started_at: str
+    asked: tuple[tuple[int, ...], int]
     fingerprint: dict[str, Any]
     settings: dict[str, Any]
     throttling: tuple[str, ...] | None
@@ -55,6 +57,15 @@ class RunView:
         """The stage of one stream, or of the fewest there are, and its decode speed."""
         stages = [(s, q) for s in self.outcome.stages if (q := s.quantities.get("decode_tokens_per_s")) is not None]
         return min(stages, key=lambda found: _streams(found[0]), default=None)
+
+    @property
+    def load(self) -> str:
+        """Of `single`; nothing where there is none."""
+        return str(self.single[0].load) if self.single else ""
+
+    @property
+    def is_of_one_stream(self) -> bool:
+        return self.single is not None and self.single[0].load == ClosedLoop(1)
 
     @property
     def fullest(self) -> StageSummary | None:
@@ -132,6 +143,7 @@ def view(run: Run) -> RunView:
     return RunView(
         outcome=outcome(run),
         started_at=run.started_at,
+        asked=(tuple(run.settings.prompt_tokens), run.settings.max_tokens),
         fingerprint={**run.fingerprint, "node": node},
         settings={name: in_force[name] for name in KNOBS if name in in_force},
         throttling=throttling(told),

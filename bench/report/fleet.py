@@ -13,7 +13,6 @@ from bench.report.parts import NONE, age, badge, below, day, figure, table
 from bench.report.profile import ProfileView, profile_of
 from bench.report.scale import Scale
 from bench.running.run_table import number
-from bench.running.samples import ClosedLoop
 
 
 def trouble(node: NodeView) -> list[str]:
@@ -97,7 +96,7 @@ def _fleet_row(node: NodeView, anchor: str, scale: Scale, now: datetime) -> Sequ
 def _roofline(run: RunView) -> Markup:
     """Of one stream; several read the weights once for all of them."""
     facts, single = run.fingerprint.get("node"), run.single
-    if single is None or single[0].load != ClosedLoop(1):
+    if single is None or not run.is_of_one_stream:
         return NONE
     known = found(facts, "bandwidth", "bytes_per_s"), found(facts, "model", "size_bytes")
     if not all(isinstance(value, int | float) for value in known):
