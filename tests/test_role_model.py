@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -142,6 +144,19 @@ def test_what_another_playbook_brings_meanwhile_is_left_alone(tmp_path: Path) ->
     assert apply(tmp_path, "present", incoming=str(ours))["is_whole"] is True
     ollama_store.clean(ours, "")
     assert sorted(path.name for path in theirs.iterdir()) == sorted([file_of(CONFIG), file_of(WEIGHTS)])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may ask as another user")
+def test_a_store_that_the_ssh_user_cannot_read_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        store = filled(Path(folder) / "adopted" / "models")
+        monkeypatch.setenv("SUDO_USER", "nobody")
+        assert apply(store, "read")["is_fetchable"] is True
+        store.parent.chmod(0o700)
+        assert apply(store, "read")["is_fetchable"] is False
+        monkeypatch.delenv("SUDO_USER")
+        assert apply(store, "read")["is_fetchable"] is True
 
 
 def test_check_mode_says_what_would_be_copied(tmp_path: Path) -> None:

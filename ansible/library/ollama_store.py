@@ -19,6 +19,7 @@ import os
 import pwd
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -110,6 +111,10 @@ blobs:
   elements: dict
   returned: success
   sample: [{file: sha256-66b9ea09bd5b7099cbb4fc820f31b575c0366fa439b08245566692c6784e281e, size_bytes: 68}]
+is_fetchable:
+  description: Whether the ssh user, without becoming root, can read the blobs that are there.
+  type: bool
+  returned: success
 missing:
   description: Those of them that the store has not, or not in their full size.
   type: list
@@ -173,10 +178,25 @@ class Reading(TypedDict):
     manifest: str
     blobs: list[Blob]
     missing: list[Blob]
+    is_fetchable: bool
 
 
 def absent(problem: str) -> Reading:
-    return Reading(is_whole=False, problem=problem, digest="", manifest="", blobs=[], missing=[])
+    return Reading(is_whole=False, problem=problem, digest="", manifest="", blobs=[], missing=[], is_fetchable=False)
+
+
+def is_readable(paths: list[Path], user: str) -> bool:
+    """Whether a user, with all groups, can read these files."""
+    person = pwd.getpwnam(user)
+    test = ["sh", "-c", 'for file; do test -r "$file" || exit 1; done', "sh", *map(str, paths)]
+    groups = os.getgrouplist(user, person.pw_gid)
+    asked = subprocess.run(test, user=person.pw_uid, group=person.pw_gid, extra_groups=groups, check=False)
+    return asked.returncode == 0
+
+
+def is_fetchable(store: Path, blobs: list[Blob]) -> bool:
+    user = os.environ.get("SUDO_USER")  # the ssh user, where ansible became root by sudo
+    return os.geteuid() != 0 or not user or is_readable([store / "blobs" / blob["file"] for blob in blobs], user)
 
 
 def read(store: Path, name: str, digest: str) -> Reading:
@@ -192,7 +212,15 @@ def read(store: Path, name: str, digest: str) -> Reading:
     if digest and found != digest:
         problem = f"{name} has the digest {found}, and model_digest pins {digest}"
     encoded = base64.b64encode(manifest).decode()
-    return Reading(is_whole=not problem, problem=problem, digest=found, manifest=encoded, blobs=blobs, missing=lacks)
+    return Reading(
+        is_whole=not problem,
+        problem=problem,
+        digest=found,
+        manifest=encoded,
+        blobs=blobs,
+        missing=lacks,
+        is_fetchable=is_fetchable(store, [blob for blob in blobs if blob not in lacks]),
+    )
 
 
 def sha256_of(path: Path) -> str:
