@@ -119,6 +119,7 @@ def test_what_is_to_be_kept_is_kept(provisioned: list[Node]) -> None:
         node.sh("ls /opt /usr/local/bin; systemctl list-unit-files 'pi-llm*' 'ollama*' --no-legend || true")
         == "/opt:\n\n/usr/local/bin:"
     )
+    assert node.sh("find /var/lib/ollama /var/lib/pi-llm -nouser -o -nogroup") == ""
     fleet.play(SCENARIO, "site.yml", "--limit", node.name)
     assert node.sh("ls -l --time-style=full-iso /var/lib/ollama/models/blobs") == blobs
     assert generated_with(node, key)
