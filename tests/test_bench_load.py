@@ -10,7 +10,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from bench.running.client import BenchError, Reply, WrongKey
+from bench.running.client import BenchError, Reply, Target, WrongKey
 from bench.running.load import GONE_AFTER, Loading, NodeGone, TraceRefused, keep_up
 from bench.running.samples import ClosedLoop, Counts, Failure, Load, OpenLoop, Stage
 from bench.running.trace import Calibration, Prompt, Trace
@@ -186,7 +186,7 @@ def test_a_wrong_key_ends_it_at_once_and_cuts_the_others_off() -> None:
     def ask(prompt: Prompt) -> Reply:
         asked.append(prompt)
         if len(asked) == 2:
-            raise WrongKey("the node does not take this key (401)")
+            raise WrongKey(Target("pi1", "http://pi1:8000", "a key"))
         return slow(prompt)
 
     loading = Loading(ask, Trace(1, (32,), Calibration()), time, time.now(), 0, 100)

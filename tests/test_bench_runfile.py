@@ -13,6 +13,7 @@ import pytest
 from bench_runs import failed, made, run_of, stage_of
 
 from bench.running import runfile
+from bench.running.client import Target
 from bench.running.runfile import NewerFormat, RunFileError
 from bench.running.samples import KIND, Mark, OpenLoop, Run
 
@@ -115,3 +116,12 @@ def test_the_newest_run_is_the_one_that_began_last(tmp_path: Path) -> None:
         runfile.write(b"{}", tmp_path / "pi1" / f"{name}.json")
     assert runfile.newest(tmp_path, "pi1", KIND) == tmp_path / "pi1" / "20260102T000000Z-run-aa.json"
     assert runfile.newest(tmp_path, "pi2", KIND) is None
+
+
+def test_a_clock_that_was_set_back_does_not_make_an_older_run_the_newest(tmp_path: Path) -> None:
+    target = Target("pi1", "http://pi1:8000", "a key")
+    runfile.write(b"{}", tmp_path / "pi1" / "29990101T000000Z-tune-ff.json")
+    begun = runfile.begun(KIND, "s", target, tmp_path)
+    assert begun["id"].startswith("29990101T000001Z-run-")
+    assert not begun["started_at"].startswith("2999")
+    assert not runfile.begun(KIND, "s", target, tmp_path / "elsewhere")["id"].startswith("2999")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
-from bench_runs import failed, made, stage_of
+from bench_runs import failed, made, run_of, stage_of
 
+from bench.running.outcome import outcome
+from bench.running.run_table import table
 from bench.running.samples import Counts
 from bench.running.summary import Estimate, Quantity, ServiceLevel, StageSummary, quantity, stage_summary, throughput
 
@@ -97,3 +100,37 @@ def test_the_most_cached_tokens_of_a_prompt_are_told() -> None:
     assert summary_of(made(counts={"cached_tokens": 3}), made(counts={"cached_tokens": 9})).cached_tokens == 9
     assert summary_of(made()).cached_tokens is None
     assert Counts().cached_tokens is None
+
+
+def kept_up(until_s: float, pace_after_two_minutes: float) -> StageSummary:
+    """A token each second, and after two minutes as many as that."""
+    times = [float(i) for i in range(120)]
+    while times[-1] < until_s:
+        times.append(times[-1] + 1 / pace_after_two_minutes)
+    counts = Counts(prompt_tokens=40, completion_tokens=len(times))
+    sample = made(0.0, tokens_s=tuple(times), ended_s=times[-1])
+    return summary_of(msgspec.structs.replace(sample, counts=counts), full_until_s=until_s)
+
+
+def test_burst_and_sustained_are_told_apart() -> None:
+    summary = kept_up(300.0, 0.5)
+    assert summary.burst is not None
+    assert summary.sustained is not None
+    assert summary.burst.value == pytest.approx(1.0, abs=0.05)
+    assert summary.sustained.value == pytest.approx(0.5, abs=0.05)
+    assert 0.5 < summary.output_tokens_per_s.value < 1.0
+
+
+def test_a_load_that_was_short_has_no_sustained_figure() -> None:
+    short, shorter = kept_up(170.0, 1.0), summary_of(made(0.0), made(2.0))
+    assert short.burst is not None
+    assert short.sustained is None
+    assert (shorter.burst, shorter.sustained) == (None, None)
+
+
+def test_people_are_told_how_much_of_the_burst_is_sustained() -> None:
+    stage = stage_of(made(0.0, ttft_s=0.5, tpot_s=1.0, tokens=300), full_until_s=299.0)
+    (line,) = [line for line in table(outcome(run_of(stage))).splitlines() if "burst" in line]
+    assert "burst 1.00" in line
+    assert "sustained 1.0" in line
+    assert "after 2 minutes" in line

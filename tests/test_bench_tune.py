@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -141,36 +142,56 @@ def test_two_tunes_of_one_inventory_are_told_of_each_other(bench: Bench) -> None
     with tuned_file.locked(bench.inventory):
         status, _, err = bench("tune", *AXES)
     assert status == 1
-    assert "another bench tunes" in err
+    assert f"another bench tunes {bench.inventory} now (process {os.getpid()}); wait for its end, or stop it" in err
 
 
 def test_a_node_that_somebody_measures_is_told(bench: Bench) -> None:
     with runfile.locked(bench.results, "pi1"):
         (told,) = bench.told("tune", *AXES, status=1)["nodes"]
-    assert "another bench measures pi1 now" in told["problem"]
+    assert f"another bench measures pi1 now (process {os.getpid()})" in told["problem"]
 
 
 def test_a_node_that_is_down_does_not_hold_up_the_others(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
     engine.turn(tokens_per_s=100, factors=FAST)
     bench = Bench(tmp_path, pi1=node, pi2=f"http://127.0.0.1:{free_port()}")
     one, two = bench.told("tune", *AXES, status=1)["nodes"]
-    assert (one["written"], two["written"]) == ("written", "nothing")
+    assert (one["status"], two["written"]) == ("complete", "nothing")
     assert "pi2: nothing answers on" in two["problem"]
+    assert "systemctl status pi-llm" in two["problem"]
 
 
 def test_a_wrong_key_is_told_with_the_remedy(node: Node, tmp_path: Path) -> None:
     bench = Bench(tmp_path, pi1=f"http://127.0.0.1:{node.port}")
     (told,) = bench.told("tune", *AXES, status=1)["nodes"]
-    assert "does not take this key (401)" in told["problem"]
+    assert "pi1: the node does not take this key (401)" in told["problem"]
+    assert "pi-llm keys create" in told["problem"]
 
 
-def test_a_tuned_yml_that_was_edited_into_nonsense_is_kept_unless_forced(bench: Bench) -> None:
-    path = bench.give(N_CTX=512)
-    path.write_text("tuned_profile: nonsense\n")
-    (told,) = bench.told("tune", *AXES, status=1)["nodes"]
-    assert "is no profile of bench" in told["problem"]
-    assert path.read_text() == "tuned_profile: nonsense\n"
-    (told,) = bench.told("tune", "--resume", "--force")["nodes"]
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tuned_profile: nonsense\n", "allowed is format, env, measured and provenance"),
+        ("tuned_profile:\n  env: [\n", "line 3"),
+        ("tuned_profile: {format: 1, env: {N_CTX: 7}, measured: {}, provenance: {run: r, at: a}}", "env.N_CTX is 7"),
+    ],
+)
+def test_a_tuned_yml_that_was_edited_into_nonsense_is_told_before_anything_is_measured_and_the_others_go_on(
+    node: Node, engine: FakeHandle, tmp_path: Path, text: str, said: str
+) -> None:
+    engine.turn(tokens_per_s=100, factors=FAST)
+    bench = Bench(tmp_path, pi1=node, pi2=node)
+    path = bench.give("pi2", N_CTX=512)
+    path.write_text(text)
+    told = {each["node"]: each for each in bench.told("tune", *AXES, "--dry-run", status=1)["nodes"]}
+    assert (told["pi1"]["status"], told["pi2"]["run"]) == ("complete", None)
+    assert f"{path} is no profile of bench: " in told["pi2"]["problem"]
+    assert said in told["pi2"]["problem"]
+    assert path.read_text() == text
+
+
+def test_a_tuned_yml_that_was_edited_into_nonsense_is_replaced_by_force(bench: Bench) -> None:
+    bench.give(N_CTX=512).write_text("tuned_profile: nonsense\n")
+    (told,) = bench.told("tune", *AXES, "--force")["nodes"]
     assert told["written"] == "written"
 
 

@@ -102,7 +102,11 @@ def test_one_block_of_the_nodes_own_settings_is_not_enough() -> None:
 
 
 def node(**fields: Any) -> dict[str, Any]:
-    return {"boot_id": "a", "throttling": {"now": [], "since_boot": []}, "throttling_seen": {"times": {}}, **fields}
+    return {
+        "boot_id": "a", "throttling": {"now": [], "since_boot": []}, "throttling_seen": {"times": {}},
+        "model": {"digest": "a"}, "engine": {"version": "0.34.4"}, "governor": "performance",
+        "clocks": {"now": [2400], "max": 2400, "measured": None}, **fields,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -112,12 +116,39 @@ def node(**fields: Any) -> dict[str, Any]:
         ({"throttling_seen": {"times": {"undervoltage": 2}}}, "undervoltage"),
         ({"throttling": {"now": ["throttled"], "since_boot": ["throttled"]}}, "throttled"),
         ({"throttling": {"now": [], "since_boot": ["frequency_capped"]}}, "frequency_capped"),
+        ({"model": {"digest": "b"}}, "changed"),
+        ({"engine": {"version": "0.35.0"}}, "changed"),
+        ({"clocks": {"now": [2250], "max": 2400, "measured": None}}, "clock_drop"),
+        ({"clocks": {"now": [2400], "max": 2400, "measured": 1800}}, "clock_drop"),
     ],
 )
 def test_what_happened_during_a_block_makes_it_invalid(after: dict[str, Any], code: str) -> None:
     found = marks(node(), node(**after))
     assert [mark.code for mark in found] == [code]
     assert found[0].remedy
+
+
+def clocked(mhz: int, governor: str = "performance") -> dict[str, Any]:
+    return node(governor=governor, clocks={"now": [mhz], "max": 2400, "measured": None})
+
+
+def test_a_clock_that_fell_in_the_middle_is_seen_and_a_step_of_it_is_not() -> None:
+    (mark,) = marks(clocked(2400), clocked(2400), [clocked(2400), clocked(1500)])
+    assert mark.reason == "the processor's clock fell from 2400 to 1500 MHz"
+    assert "27 W" in mark.remedy
+    assert mark.is_invalid
+    assert marks(clocked(2400), clocked(2400), [clocked(2300)]) == []
+
+
+def test_a_processor_that_idles_before_and_after_has_no_drop() -> None:
+    idle, busy, capped = clocked(1500, "ondemand"), clocked(2400, "ondemand"), clocked(2000, "ondemand")
+    assert marks(busy, idle, [busy, busy]) == marks(idle, idle) == []
+    (mark,) = marks(idle, idle, [busy, capped])
+    assert "performance" in mark.remedy
+
+
+def test_a_machine_that_tells_no_clocks_has_no_drop() -> None:
+    assert marks(node(clocks=None), node(clocks={"now": [], "measured": None})) == []
 
 
 def test_swapping_counts_from_a_megabyte() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 import pytest
 from bench_runs import failed, made, run_of, stage_of
 
 from bench.running.lateness import Reading, cost
-from bench.running.samples import ClientCost, Facts, Run, Sample
+from bench.running.samples import ClientCost, ClosedLoop, Facts, Load, OpenLoop, Run, Sample
 from bench.running.validity import GENERATIONS, LOADS, marks
 
 
@@ -85,3 +88,29 @@ def test_a_board_that_throttled_between_two_looks_makes_the_run_invalid_with_the
     (mark,) = marks(run_of(*run.stages, facts=facts))
     assert (mark.code, mark.is_invalid) == ("undervoltage", True)
     assert "27 W" in mark.remedy
+
+
+def at_clock(mhz: int, governor: str) -> dict[str, Any]:
+    return {"governor": governor, "clocks": {"now": [mhz], "measured": None}}
+
+
+def run_with_clocks(load: Load, governor: str, *mhz: int) -> Run:
+    """Looks a second apart, the first before the stage and the last after it."""
+    stage = stage_of(made(0.5), load=load, ended_s=len(mhz) - 1.5, full_until_s=len(mhz) - 1.5)
+    facts = [Facts(float(i), "during", at_clock(each, governor)) for i, each in enumerate(mhz)]
+    facts[0], facts[-1] = (
+        msgspec.structs.replace(f, moment=m) for f, m in ((facts[0], "before"), (facts[-1], "after"))
+    )
+    return run_of(stage, facts=facts)
+
+
+def test_a_clock_that_fell_while_measuring_makes_the_run_invalid_with_reason_and_remedy() -> None:
+    (mark,) = marks(run_with_clocks(ClosedLoop(1), "ondemand", 1500, 2400, 2400, 1800, 1500))
+    assert (mark.code, mark.is_invalid) == ("clock_drop", True)
+    assert mark.reason == "the processor's clock fell from 2400 to 1800 MHz"
+    assert "cool the board" in mark.remedy
+
+
+def test_a_processor_that_idled_between_an_open_loops_requests_is_not_blamed() -> None:
+    assert codes(run_with_clocks(OpenLoop(0.1), "ondemand", 1500, 2400, 1500, 2400, 1500)) == []
+    assert codes(run_with_clocks(OpenLoop(0.1), "performance", 2400, 2400, 1500, 2400, 2400)) == ["clock_drop"]

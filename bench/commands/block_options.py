@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import click
 
-from bench.tuning.meter import COOL_TO_C
+from bench.running.cooling import COOL_TO_C
 from bench.tuning.objective import Objective
 
 OF_A_BLOCK = ("objective", "max_tokens", "seed", "with_restarts")

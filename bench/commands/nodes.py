@@ -8,7 +8,7 @@ import resource
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +145,20 @@ def _fleet(
         named = tuple(fleet.Node(target, folder) for target in targets_of(nodes, key(key_file)))
         return Fleet(named, {})
     is_given = key_file is not None or os.environ.get(KEY_VARIABLE)
+    own_key = key(key_file) if is_given else None
     try:
-        return fleet.load(inventories, limit=limit, key=key(key_file) if is_given else None, vault=vault)
+        return fleet.load(inventories, limit=limit, key=own_key, vault=vault)
     except FleetError as error:
-        raise click.UsageError(str(error)) from error
+        broken = tuned_file.no_yaml(fleet.folders_of(inventories))
+        if not broken:
+            raise click.UsageError(str(error)) from error
+    # One such file keeps Ansible from reading any node; the others are to go on.
+    others = ",".join([limit or "all", *(f"!{name}" for name in broken)])
+    try:
+        found = fleet.load(inventories, limit=others, key=own_key, vault=vault)
+    except FleetError as error:
+        raise click.UsageError("\n".join(broken.values())) from error
+    return replace(found, problems=found.problems | broken)
 
 
 def targets_of(nodes: Sequence[tuple[str, str]], api_key: str) -> list[Target]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -15,12 +16,15 @@ from bench.commands.interruption import EXIT_INTERRUPTED
 from bench.commands.nodes import Chosen, allow_many_files, node_options
 from bench.commands.values import Duration, Level, Numbers
 from bench.progress import shown
+from bench.running.cooling import COOL_TO_C, Cooling
 from bench.running.outcome import outcome
 from bench.running.run_table import table
+from bench.running.runfile import RunFileError
 from bench.running.samples import ClosedLoop, Load, OpenLoop, Settings
 from bench.running.session import Measured, Session
 from bench.running.summary import ServiceLevel
 from bench.running.trace import Arrivals
+from bench.tuning.sitting import leftovers
 
 EXIT_FAILED, EXIT_INVALID = 1, 3
 OF_THE_LOAD = (
@@ -69,6 +73,10 @@ OF_THE_LOAD = (
 @click.option(
     "--timeout", "timeout_s", type=Duration(), default="300s", show_default=True, help="Longest time for one answer."
 )
+@click.option(
+    "--cool-to", "cool_to_c", type=click.FloatRange(20, 120), default=COOL_TO_C, show_default=True,
+    help="°C that a board must be down to before each stage.",
+)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with each node's interrupted run, as that was begun.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.pass_context
@@ -77,6 +85,7 @@ def command(
     /,
     chosen: Chosen,
     slo: ServiceLevel | None,
+    cool_to_c: float,
     resume: bool,
     as_json: bool,
     **load: Any,
@@ -92,9 +101,11 @@ def command(
     allow_many_files()
     interrupt = interruption.by_signals()
     with shown(is_wanted=True) as progress:
-        session, targets = Session(chosen.results, progress.tell, interrupt), chosen.targets
+        session = Session(chosen.results, progress.tell, interrupt, Cooling(cool_to_c))
+        problems = chosen.problems | _not_their_own(chosen)
+        targets = [target for target in chosen.targets if target.name not in problems]
         measured = session.resume(targets) if settings is None else session.measure(targets, settings)
-    measured += [Measured(name, problem=problem) for name, problem in chosen.problems.items()]
+    measured += [Measured(name, problem=problem) for name, problem in problems.items()]
     _print(measured, slo, as_json)
     sys.exit(exit_status(measured, interrupt.is_set()))
 
@@ -105,6 +116,20 @@ def exit_status(measured: Sequence[Measured], was_interrupted: bool) -> int:
     if any(each.problem or each.run is None for each in measured):
         return EXIT_FAILED
     return 0 if all(each.run.is_valid for each in measured if each.run) else EXIT_INVALID
+
+
+def _not_their_own(chosen: Chosen) -> dict[str, str]:
+    """Why a node would not be measured as people use it, by its name."""
+    problems = {}
+    for target in chosen.targets:
+        with suppress(RunFileError):  # of a tune; no reason not to put load on the node
+            if left := leftovers(chosen.results, target.name):
+                problems[target.name] = (
+                    f"{target.name}: a bench that was killed ({left[0].id}) left settings for measuring in force: "
+                    f"{left[0].temporary_env}. `bench tune` puts the node's own back first; or do it with: "
+                    f"ansible-playbook ansible/profile.yml --limit {target.name},localhost, and delete that file."
+                )
+    return problems
 
 
 def _settings(

@@ -19,6 +19,7 @@ from bench.commands.values import Duration, Numbers
 from bench.inventory import git, tuned_file
 from bench.inventory.tuned_file import ProfileError
 from bench.progress import shown
+from bench.running.cooling import Cooling
 from bench.tuning import tuned
 from bench.tuning.block import Question
 from bench.tuning.meter import NoDeployment, Surroundings
@@ -103,10 +104,11 @@ def command(
     # Also without --restarts: a tune that is resumed, or was killed, may have a profile to put back.
     deployment = chosen.playbook() if chosen.has_inventory else NoDeployment()
     with chosen.locked(), shown(is_wanted=True) as progress:
-        around = Surroundings(chosen.results, progress.tell, deployment, cool_to_c)
+        around = Surroundings(chosen.results, progress.tell, deployment, Cooling(cool_to_c))
         tuning = Tuning(wanted, Question(max_tokens=max_tokens), around, interrupt, chosen.profiles())
-        results = tuning.tune(chosen.targets, resume)
-        results += [Tuned(name, problem=problem) for name, problem in chosen.problems.items()]
+        problems = chosen.problems | ({} if force else _unwritable(chosen))
+        results = tuning.tune([target for target in chosen.targets if target.name not in problems], resume)
+        results += [Tuned(name, problem=problem) for name, problem in problems.items()]
         written = [_write(each, chosen.inventory_of(each.node), dry_run, force) for each in results]
     committed = _commit(results, written) if commit else ""
     _print(results, written, committed, as_json)
@@ -119,6 +121,18 @@ def exit_status(results: Sequence[Tuned], written: Sequence[Written], was_interr
     if any(each.problem for each in results) or any(each.problem for each in written):
         return EXIT_FAILED
     return EXIT_UNSURE if any(each.status == "unsure" for each in written) else 0
+
+
+def _unwritable(chosen: Chosen) -> dict[str, str]:
+    """Why a node's profile could not be written, by its name: told before it is measured for an hour."""
+    problems = {}
+    for node in chosen.fleet.nodes:
+        try:
+            if node.inventory is not None:
+                tuned_file.require_replaceable(node.inventory, node.name)
+        except ProfileError as error:
+            problems[node.name] = str(error)
+    return problems
 
 
 def _write(tuned_node: Tuned, inventory: Path | None, is_dry: bool, force: bool) -> Written:

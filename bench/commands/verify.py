@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ from bench.inventory.tuned_file import ProfileError
 from bench.progress import shown
 from bench.running import runfile
 from bench.running.client import BenchError, Target
+from bench.running.cooling import Cooling
 from bench.running.runfile import RunFileError
 from bench.tuning import arms
 from bench.tuning.block import Question
@@ -83,7 +85,7 @@ def command(
     interrupt = interruption.by_signals()
     deployment = chosen.playbook() if chosen.has_inventory else NoDeployment()
     with chosen.locked(), shown(is_wanted=True) as progress:
-        around = Surroundings(chosen.results, progress.tell, deployment, cool_to_c)
+        around = Surroundings(chosen.results, progress.tell, deployment, Cooling(cool_to_c))
         looks, question = arms.looks_of(rounds), Question(max_tokens=max_tokens)
         verification = Verification(question, objective, looks, seed, with_restarts, around, interrupt)
         pairs, problems = _pairs(chosen)
@@ -114,7 +116,7 @@ def _pairs(chosen: Chosen) -> tuple[dict[str, Pair], dict[str, str]]:
             new, old = tuned_file.read(inventory, target.name), tuned_file.read_previous(inventory, target.name)
             if new is None:
                 raise BenchError(f"{target.name} has no profile in {inventory}; `bench tune` writes one.")
-            pairs[target.name] = Pair(old.env if old else {}, new.env)
+            pairs[target.name] = Pair(old.env if old else {}, new)
         except (BenchError, ProfileError) as error:
             problems[target.name] = str(error)
     return pairs, problems
@@ -137,7 +139,8 @@ def _put_back(chosen: Chosen, results: Sequence[Verified], is_applied: bool, int
         try:
             if inventory is None:
                 raise ProfileError(f"{each.node}: its profiles are in an inventory; name it with --inventory.")
-            tuned_file.restore(inventory, each.node)
+            if _is_in_inventory(each, inventory):
+                tuned_file.restore(inventory, each.node)
             _remember(chosen, each)
             back[each.node] = PutBack(each.node, text)
         except ProfileError as error:
@@ -155,6 +158,12 @@ def _put_back(chosen: Chosen, results: Sequence[Verified], is_applied: bool, int
 
     targets = [t for t in chosen.targets if t.name in back and not back[t.name].problem]
     return back | {each.node: each for each in all_nodes.on_each(targets, deploy, interrupt) if each}
+
+
+def _is_in_inventory(result: Verified, inventory: Path) -> bool:
+    """Whether the profile that was measured still is the node's: a second restoring would bring it back."""
+    standing = tuned_file.read(inventory, result.node)
+    return standing is not None and result.run is not None and standing.env == result.run.base_env
 
 
 def _remember(chosen: Chosen, result: Verified) -> None:

@@ -135,7 +135,12 @@ def load(
     rendered = [name for name in names if any(_needs_rendering(value) for value in found[name].values())]
     if rendered:
         found |= _rendered(rendered, options, call, vault)
-    return _fleet(found, [folder for source in sources if (folder := folder_of(source))], key)
+    return _fleet(found, folders_of(sources), key)
+
+
+def folders_of(inventories: Sequence[str]) -> list[Path]:
+    """The folders that have host_vars in them, or would."""
+    return [folder for source in inventories or _default_sources() if (folder := folder_of(source))]
 
 
 def members(told: Mapping[str, Any], group: str) -> Iterator[str]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -73,6 +74,30 @@ def parse(raw: bytes, path: Path) -> TunedProfile | None:
         return msgspec.convert(found, TunedProfile)
     except (tuned_text.NotYaml, msgspec.ValidationError) as error:
         raise _not_a_profile(path, str(error)) from error
+
+
+def no_yaml(inventories: Iterable[Path]) -> dict[str, str]:
+    """The nodes whose file is not even YAML, and what to do about it; Ansible then reads none of all nodes."""
+    found = {}
+    for inventory in inventories:
+        for path in sorted((inventory / "host_vars").glob(f"[!.]*/{NAME}")):
+            try:
+                tuned_text.load(_content(path) or b"")
+            except tuned_text.NotYaml as error:
+                found[path.parent.name] = f"{path.parent.name}: {_not_a_profile(path, str(error), or_else='')}"
+            except ProfileError as error:
+                found[path.parent.name] = f"{path.parent.name}: {error}"
+    return found
+
+
+def require_replaceable(inventory: Path, node: str) -> None:
+    """Raises: NotAProfile, ProfileError where `write` without `force` would refuse whatever profile it is given."""
+    read(inventory, node)
+    path = path_of(inventory, node)
+    _refuse_to_hide(path)
+    nearest = next(folder for folder in path.parents if folder.exists())
+    if not os.access(nearest, os.W_OK):
+        raise ProfileError(f"{path} cannot be written: {nearest} is not this user's to write. Nothing was measured.")
 
 
 def problems(profile: TunedProfile, path: Path) -> list[str]:
@@ -261,10 +286,10 @@ def _refuse_to_hide(path: Path) -> None:
             )
 
 
-def _not_a_profile(path: Path, why: str) -> NotAProfile:
+def _not_a_profile(path: Path, why: str, or_else: str = ", or have it replaced with --force") -> NotAProfile:
     return NotAProfile(
-        f"{path} is no profile of bench: {why}. Was it edited by hand? Take an earlier one from git, delete it, or "
-        "have it replaced with --force."
+        f"{path} is no profile of bench: {why.rstrip('.')}. Was it edited by hand? "
+        f"Take an earlier one from git, or delete it{or_else}."
     )
 
 

@@ -5,13 +5,19 @@ A machine that tells nothing of a cause is not blamed for it: null is not known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.running.samples import Mark
 
 Node = Mapping[str, Any]
 SWAPPED_PAGES = 256  # a megabyte: more than a daemon that wakes up
+CLOCK_DROP = 0.05  # a Pi 5's clock has steps of 4 %
+WHAT_IS_MEASURED = {
+    ("model", "name"): "the model",
+    ("model", "digest"): "the model's digest",
+    ("engine", "version"): "Ollama",
+}
 REMEDIES = {
     "undervoltage": "use the 27 W supply, and its own cable",
     "frequency_capped": "use the 27 W supply, and cool the board",
@@ -20,11 +26,14 @@ REMEDIES = {
 }
 
 
-def marks(before: Node | None, after: Node | None) -> list[Mark]:
-    """Everything that speaks against the time between the two; empty where either is unknown."""
+def marks(before: Node | None, after: Node | None, under_load: Sequence[Node] = ()) -> list[Mark]:
+    """Everything that speaks against the time between the two; empty where either is unknown.
+
+    under_load: looks in between, while it surely generated.
+    """
     if not before or not after:
         return []
-    return [mark for check in CHECKS for mark in check(before, after)]
+    return [*(mark for check in CHECKS for mark in check(before, after)), *clock_drops(before, under_load, after)]
 
 
 def restarts(before: Node, after: Node) -> Iterator[Mark]:
@@ -61,7 +70,44 @@ def swapping(before: Node, after: Node) -> Iterator[Mark]:
         yield Mark("swapping", f"the node swapped {pages:.0f} pages", remedy)
 
 
-CHECKS: tuple[Callable[[Node, Node], Iterator[Mark]], ...] = (restarts, throttling, swapping)
+def changes(before: Node, after: Node) -> Iterator[Mark]:
+    """Another model or engine: what was measured is of neither."""
+    for (part, name), what in WHAT_IS_MEASURED.items():
+        was, now = _at(before, part, name), _at(after, part, name)
+        if was is not None and now is not None and was != now:
+            yield Mark("changed", f"{what} was {was}, and is {now} now", "measure again, while nobody changes the node")
+
+
+def clock_drops(before: Node, under_load: Sequence[Node], after: Node) -> Iterator[Mark]:
+    """The processor's clock fell below that at the start by more than CLOCK_DROP, a share.
+
+    1. The start is the first look. 2. An idle processor is slow unless its governor is `performance`, so with any
+    other only looks under load count.
+    """
+    looks = [before, *under_load, after] if is_steady(before) else under_load
+    known = [mhz for look in looks if (mhz := clock_mhz(look)) is not None]
+    if known and min(known) < known[0] * (1 - CLOCK_DROP):
+        remedy = "cool the board and use the 27 W supply" + (
+            "" if is_steady(before) else ", or the governor `performance`"
+        )
+        yield Mark("clock_drop", f"the processor's clock fell from {known[0]:.0f} to {min(known):.0f} MHz", remedy)
+
+
+def is_steady(node: Node) -> bool:
+    """Whether its processor keeps its clock while it is idle."""
+    return bool(_at(node, "governor") == "performance")
+
+
+def clock_mhz(node: Node | None) -> float | None:
+    """What the firmware measured, else the slowest of what the kernel has set; None where neither is told."""
+    measured, now = _at(node or {}, "clocks", "measured"), _at(node or {}, "clocks", "now")
+    if isinstance(measured, int | float):
+        return float(measured)
+    known = [float(mhz) for mhz in now if isinstance(mhz, int | float)] if isinstance(now, list | tuple) else []
+    return min(known, default=None)
+
+
+CHECKS: tuple[Callable[[Node, Node], Iterator[Mark]], ...] = (restarts, throttling, swapping, changes)
 
 
 def _at(node: Node, *path: str) -> Any:

@@ -28,11 +28,24 @@ TOKEN = b"event: token\n"
 
 
 class BenchError(Exception):
-    """What ends the measuring of a node; the message is for people and says what to do."""
+    """What ends the measuring of a node; the message is for people and says what to do.
+
+    may_pass: once that is done, the same measuring can go on.
+    """
+
+    may_pass = False
 
 
 class WrongKey(BenchError):
     """The node answered 401: no further request can tell anything."""
+
+    may_pass = True
+
+    def __init__(self, target: Target, detail: str = "") -> None:
+        super().__init__(
+            f"{target.name}: the node does not take this key (401){f': {detail}' if detail else '.'} "
+            "Make one on the node with `pi-llm keys create --owner bench`, and give it with --key-file."
+        )
 
 
 @dataclass(frozen=True)
@@ -111,10 +124,7 @@ def generate(target: Target, prompt: str, max_tokens: int, patience: Patience) -
         reply.failure = broken.failure
     reply.ended_at = reply.ended_at or time.monotonic()
     if reply.failure is not None and reply.failure.status == 401:
-        raise WrongKey(
-            f"{target.name}: the node does not take this key (401): {reply.failure.detail} "
-            "Make one on the node with `pi-llm keys create --owner bench`, and give it with --key-file."
-        )
+        raise WrongKey(target, reply.failure.detail)
     return reply
 
 
@@ -128,7 +138,7 @@ def get(target: Target, path: str, patience: Patience) -> tuple[int, bytes]:
     except _Broken as broken:
         raise Unreachable(target, broken.failure) from broken
     if status == 401:
-        raise WrongKey(f"{target.name}: the node does not take this key (401) for {path}.")
+        raise WrongKey(target)
     return status, payload
 
 
@@ -154,15 +164,20 @@ def events(target: Target, path: str, body: bytes, patience: Patience) -> Genera
             yield name, _data(event)
     except _Broken as broken:
         if broken.failure.status == 401:
-            raise WrongKey(f"{target.name}: the node does not take this key (401) for {path}.") from None
+            raise WrongKey(target, broken.failure.detail) from None
         raise RequestFailed(target, path, broken.failure) from None
 
 
 class Unreachable(BenchError):
     """No answer came from the node at all."""
 
+    may_pass = True
+
     def __init__(self, target: Target, failure: Failure) -> None:
-        super().__init__(f"{target.name}: nothing answers on {target.url} ({failure}: {failure.detail}).")
+        super().__init__(
+            f"{target.name}: nothing answers on {target.url} ({failure}: {failure.detail.rstrip('.')}). "
+            "Is it switched on and on this network? On the node: systemctl status pi-llm."
+        )
         self.failure = failure
 
 

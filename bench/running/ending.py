@@ -41,7 +41,8 @@ def told_in(run: Header) -> Iterator[None]:
     except Interrupted:
         run.status, run.problem = "interrupted", "interrupted; --resume goes on with it"
     except (BenchError, RunFileError) as error:
-        run.status, run.problem = "failed", str(error)
+        kept = " What was measured is kept; --resume goes on with it." if error.may_pass else ""
+        run.status, run.problem = "failed", str(error) + kept
 
 
 def shielded(do: Callable[[], Any]) -> None:

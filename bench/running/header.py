@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
@@ -30,11 +31,20 @@ class Header(msgspec.Struct, kw_only=True):
     fingerprint: dict[str, Any] = {}
 
 
-def begun_now(kind: str, session: str, node: str, url: str) -> dict[str, Any]:
-    """What a header says of a run that begins; its id begins with the time, so that the newest sorts last."""
-    now = datetime.now(UTC)
+LABEL = "%Y%m%dT%H%M%SZ"
+
+
+def begun_now(kind: str, session: str, node: str, url: str, newest: str = "") -> dict[str, Any]:
+    """What a header says of a run that begins; its id begins with the time, so that the newest sorts last.
+
+    newest: the id before it. Where the clock was set back meanwhile, the new one is labelled a second after it.
+    """
+    label = now = datetime.now(UTC)
+    with suppress(ValueError):
+        before = datetime.strptime(newest.partition("-")[0], LABEL).replace(tzinfo=UTC)
+        label = max(now, before + timedelta(seconds=1))
     return {
-        "id": f"{now:%Y%m%dT%H%M%SZ}-{kind}-{secrets.token_hex(3)}",
+        "id": f"{label:{LABEL}}-{kind}-{secrets.token_hex(3)}",
         "session": session,
         "node": node,
         "url": url,

@@ -26,6 +26,8 @@ PAUSE_S, PAUSE_LIMIT_S = 1.0, 10.0
 class NodeGone(BenchError):
     """So many requests in a row got no answer that the node counts as gone."""
 
+    may_pass = True
+
 
 class TraceRefused(BenchError):
     """The node says that what is asked is wrong: it would say so of every request."""
@@ -153,10 +155,7 @@ class _StageRun:
         self._unanswered += 1
         if self._unanswered >= GONE_AFTER:
             self._fail(
-                NodeGone(
-                    f"{self._unanswered} requests in a row got no answer, the last: {failure} ({failure.detail}) "
-                    "What was measured is kept; --resume goes on with it."
-                )
+                NodeGone(f"{self._unanswered} requests in a row got no answer, the last: {failure} ({failure.detail})")
             )
 
     def _fail(self, error: BenchError) -> None:

@@ -19,6 +19,8 @@ LASTING = ("draining", "benchmarking")
 class NotReady(BenchError):
     """The node answers, but would take no generation now."""
 
+    may_pass = True
+
 
 def require_ready(target: Target, wait_s: float = READY_WAIT_S) -> None:
     """Wait while the node loads its model, which it does by itself; refuse one that is busy or does not get on.
@@ -33,6 +35,11 @@ def require_ready(target: Target, wait_s: float = READY_WAIT_S) -> None:
     get(target, "/metrics", QUICK)
 
 
+def require_answer(target: Target) -> None:
+    """Raises: Unreachable."""
+    get(target, "/live", QUICK)
+
+
 def _reason_not_ready(target: Target) -> str | None:
     status, body = get(target, "/ready", QUICK)
     return None if status == 200 else str((_object(body) or {}).get("reason", f"status {status}"))
@@ -42,6 +49,11 @@ def look(target: Target, moment: Literal["before", "during", "after"], at_s: flo
     """What is true of the node now; None and nothing where it does not say. Raises: WrongKey."""
     node, health = _json(target, "/node"), _json(target, "/health")
     return Facts(round(at_s, 3), moment, node, health, counters(_text(target, "/metrics")))
+
+
+def during(target: Target, at_s: float) -> Facts:
+    """As little as the machine's own state needs: it is looked at while it is measured. Raises: WrongKey."""
+    return Facts(round(at_s, 3), "during", _json(target, "/node"))
 
 
 def counters(text: str) -> dict[str, float]:

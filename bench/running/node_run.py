@@ -13,13 +13,14 @@ from pathlib import Path
 
 import gevent
 
-from bench.running import ending, lateness, node_facts, validity
+from bench import roofline
+from bench.running import ending, lateness, node_facts, runfile, validity
 from bench.running.client import BenchError, Patience, Target, generate
-from bench.running.header import begun_now
+from bench.running.cooling import Cooling, temperature_c
 from bench.running.lateness import Heartbeat
 from bench.running.load import Loading, Monotonic, NodeGone, TraceRefused, keep_up
 from bench.running.outcome import points
-from bench.running.samples import KIND, ClosedLoop, Load, Run, Sample, Settings, Stage
+from bench.running.samples import KIND, ClosedLoop, Facts, Load, Run, Sample, Settings, Stage
 from bench.running.saturation import next_concurrency
 from bench.running.saving import Saving
 from bench.running.summary import stage_summary
@@ -74,9 +75,9 @@ def _count(target: Target, prompt: str, patience: Patience) -> int:
     raise BenchError(f"{target.name}: a first request failed ({failure}: {failure.detail})")
 
 
-def new_run(target: Target, session: str, settings: Settings, calibration: Calibration) -> Run:
+def new_run(target: Target, session: str, settings: Settings, calibration: Calibration, results: Path) -> Run:
     return Run(
-        **begun_now(KIND, session, target.name, target.url),
+        **runfile.begun(KIND, session, target, results),
         settings=settings,
         calibration=calibration,
         trace=Trace(settings.seed, settings.prompt_tokens, calibration).digest(),
@@ -93,11 +94,12 @@ class NodeRun:
         results: Path,
         heartbeat: Heartbeat,
         tell: Callable[[Progress], None] = lambda progress: None,
+        cooling: Cooling | None = None,
     ) -> None:
         self.run = run
         self._saving = Saving(run, results, CHECKPOINT_S)
         self._target, self._heartbeat, self._tell = target, heartbeat, tell
-        self._clock = Monotonic()
+        self._cooling, self._clock = cooling or Cooling(), Monotonic()
         # The run's clock stands still between two sittings.
         until_s = _measured_until(run)
         self._began_at = self._clock.now() - until_s
@@ -124,6 +126,7 @@ class NodeRun:
 
     def _measure(self) -> None:
         node_facts.require_ready(self._target)
+        roofline.measured_once(self._target)
         before = node_facts.look(self._target, "before", self._now_s())
         self.run.facts.append(before)
         self.run.fingerprint = self.run.fingerprint or node_facts.fingerprint(before)
@@ -144,9 +147,23 @@ class NodeRun:
         load = next_load(self.run)
         if load is None:
             return None
+        self._cool_down()
         stage = Stage(len(stages), load, round(self._now_s(), 5), samples=[])
         stages.append(stage)
         return stage
+
+    def _cool_down(self) -> None:
+        """What is seen meanwhile is kept: the last look before a stage says how warm its board began."""
+
+        def look() -> Facts:
+            self.run.facts.append(node_facts.look(self._target, "during", self._now_s()))
+            return self.run.facts[-1]
+
+        def tell(what: str) -> None:
+            self._tell(Progress(self.run.node, what, 0, 1, unit="pause"))
+
+        has_temperature = temperature_c(self.run.facts[-1]) is not None
+        self._cooling.wait(look() if has_temperature and self.run.stages else self.run.facts[-1], look, tell)
 
     def _carry_out(self, stage: Stage) -> None:
         settings, taken = self.run.settings, len(stage.measured)

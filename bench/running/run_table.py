@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.running.outcome import Outcome
-from bench.running.summary import Estimate, Quantity, StageSummary
+from bench.running.summary import BURST_S, SUSTAINED_AFTER_S, Estimate, Quantity, StageSummary
 
 HEADS = (
     "load", "answered", "TTFT p50 ms", "p95", "p99", "TPOT p50 ms", "p95", "queue p95 ms", "decode tok/s", "node tok/s",
@@ -71,6 +71,12 @@ def _remarks(stage: StageSummary) -> list[str]:
         lines.append(
             f"{stage.load}: goodput {good.requests_per_s:.3g} requests/s: {good.good} of {good.n} within "
             f"{good.service_level}, {share.value:.0%}{sure}"
+        )
+    if stage.burst and stage.sustained:
+        change = stage.sustained.value / stage.burst.value - 1 if stage.burst.value else 0.0
+        lines.append(
+            f"{stage.load}: burst {figure(stage.burst)} tokens/s in its first {BURST_S:.0f} s, sustained "
+            f"{figure(stage.sustained)} after {SUSTAINED_AFTER_S / 60:.0f} minutes ({change:+.1%})"
         )
     if stage.failures:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in stage.failures.items())

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from bench import lock, wholefile
-from bench.running.header import FORMAT, Header
+from bench.running.client import Target
+from bench.running.header import FORMAT, Header, begun_now
 
 SUFFIX = ".json"
 R = TypeVar("R", bound=Header)
@@ -18,6 +19,8 @@ R = TypeVar("R", bound=Header)
 
 class RunFileError(Exception):
     """A run file that cannot be read or written; the message says what to do."""
+
+    may_pass = True
 
 
 class NewerFormat(RunFileError):
@@ -87,6 +90,12 @@ def remove_leftovers(results: Path, node: str) -> None:
     for leftover in (results / node).glob(f".*{wholefile.SUFFIX}"):
         with suppress(OSError):
             leftover.unlink()
+
+
+def begun(kind: str, session: str, target: Target, results: Path) -> dict[str, Any]:
+    """What the header says of a run that begins now on this node."""
+    ids = (path.name for path in (results / target.name).glob(f"[0-9]*-*{SUFFIX}"))
+    return begun_now(kind, session, target.name, target.url, newest=max(ids, default=""))
 
 
 def newest(results: Path, node: str, kind: str) -> Path | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from gevent.event import Event
 from bench import all_nodes
 from bench.running import runfile
 from bench.running.client import BenchError, Patience, Target
+from bench.running.cooling import Cooling
 from bench.running.ending import Ended
 from bench.running.lateness import Heartbeat
 from bench.running.node_run import NodeRun, Progress, calibrate, new_run
@@ -35,6 +36,7 @@ class Session:
     results: Path
     tell: Callable[[Progress], None]
     interrupt: Event
+    cooling: Cooling = field(default_factory=Cooling)
 
     def measure(self, targets: Sequence[Target], settings: Settings) -> list[Measured]:
         """New runs: the same trace for every node, calibrated on the first that answers. In the order of `targets`."""
@@ -42,7 +44,9 @@ class Session:
         if calibration is None:
             return [Measured(target.name, problem=problems.get(target.name, "interrupted")) for target in targets]
         session = secrets.token_hex(4)
-        return self._carry_out({target: new_run(target, session, settings, calibration) for target in targets})
+        return self._carry_out(
+            {target: new_run(target, session, settings, calibration, self.results) for target in targets}
+        )
 
     def resume(self, targets: Sequence[Target]) -> list[Measured]:
         """Go on with each node's newest run, where that did not come to its end; the others are told as they are."""
@@ -100,7 +104,7 @@ class Session:
         path = runfile.path_of(run, self.results)
         try:
             with runfile.locked(self.results, target.name):
-                node_run = NodeRun(target, run, self.results, heartbeat, self.tell)
+                node_run = NodeRun(target, run, self.results, heartbeat, self.tell, self.cooling)
                 return Measured(target.name, node_run.carry_out(), path, run.problem)
         except RunFileError as error:
             return Measured(target.name, run if run.stages else None, None, str(error))

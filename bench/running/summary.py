@@ -18,6 +18,9 @@ from bench.statistics.intervals import Interval, mean_interval, quantile, quanti
 
 PERCENTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
 THROUGHPUT_SLICES = 20
+BURST_S = 30.0  # a board of the size of a Pi begins to slow down later than that
+SUSTAINED_AFTER_S = 120.0  # by then it is about as hot as it gets with a heat sink; a bare one takes longer
+SUSTAINED_LEAST_S = 60.0
 MS = 1000.0
 
 
@@ -75,6 +78,7 @@ class StageSummary(msgspec.Struct, frozen=True, kw_only=True):
     window_s: how long the load was full: from the first measured request's planned time until no further was to come;
       all rates are of this time, so that a loop's running out does not thin them.
     ended_early: answers shorter than max_tokens.
+    burst, sustained: output_tokens_per_s of the beginning and of what comes after; see `burst_and_sustained`.
     """
 
     load: Load
@@ -87,6 +91,8 @@ class StageSummary(msgspec.Struct, frozen=True, kw_only=True):
     window_s: float
     requests_per_s: float
     output_tokens_per_s: Estimate
+    burst: Estimate | None
+    sustained: Estimate | None
     prompt_tokens: float | None
     completion_tokens: float | None
     cached_tokens: int | None
@@ -99,6 +105,7 @@ def stage_summary(stage: Stage, max_tokens: int, service_level: ServiceLevel | N
     measured = sorted(stage.measured, key=lambda sample: sample.planned_s)
     answered = [sample for sample in measured if sample.counts and not sample.failure]
     begin, end = window(stage)
+    burst, sustained = burst_and_sustained(stage.samples, begin, end)
     cached = [s.counts.cached_tokens for s in answered if s.counts and s.counts.cached_tokens is not None]
     return StageSummary(
         load=stage.load,
@@ -111,6 +118,8 @@ def stage_summary(stage: Stage, max_tokens: int, service_level: ServiceLevel | N
         window_s=end - begin,
         requests_per_s=sum(1 for s in stage.samples if s.counts and begin <= s.ended_s <= end) / (end - begin),
         output_tokens_per_s=throughput(stage.samples, begin, end),
+        burst=burst,
+        sustained=sustained,
         prompt_tokens=_mean(s.counts.prompt_tokens for s in answered if s.counts),
         completion_tokens=_mean(s.counts.completion_tokens for s in answered if s.counts),
         cached_tokens=max(cached, default=None),
@@ -143,6 +152,18 @@ def throughput(samples: Iterable[Sample], begin: float, end: float) -> Estimate:
                 slices[min(int((at - begin) / width), THROUGHPUT_SLICES - 1)] += weight / width
     interval = mean_interval(slices)
     return Estimate(fmean(slices), None if interval.low is None else max(0.0, interval.low), interval.high)
+
+
+def burst_and_sustained(samples: Sequence[Sample], begin: float, end: float) -> tuple[Estimate | None, Estimate | None]:
+    """What a node makes while it is still cool, and what it goes on making: two figures, never averaged.
+
+    1. Burst: the first BURST_S of the window; None where that is shorter. The board was cool when the stage began, as
+    far as `--cool-to` could see to that. 2. Sustained: the window from SUSTAINED_AFTER_S on; None where less than
+    SUSTAINED_LEAST_S are left: a short load shows no steady state, and nothing stands for it.
+    """
+    burst = throughput(samples, begin, begin + BURST_S) if end - begin >= BURST_S else None
+    steady = begin + SUSTAINED_AFTER_S
+    return burst, throughput(samples, steady, end) if end - steady >= SUSTAINED_LEAST_S else None
 
 
 def goodput(measured: Sequence[Sample], service_level: ServiceLevel, window_s: float) -> Goodput:

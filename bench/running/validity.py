@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from statistics import median
+from typing import Any
 
 from bench.running import board_validity
-from bench.running.samples import Facts, Mark, Run, Sample
+from bench.running.samples import ClosedLoop, Facts, Mark, Run, Sample
 
 LATE_LEAST_MS, LATE_SHARE = 20.0, 0.10
 BUSY_SHARE = 0.90
@@ -93,13 +94,16 @@ def prompt_lengths(run: Run) -> Iterator[Mark]:
 
 
 def board(run: Run) -> Iterator[Mark]:
-    """Throttling, undervoltage, swapping and restarts, as the node itself told before and after each sitting."""
+    """Throttling, undervoltage, clock drops, swapping and restarts, as the node itself told in each sitting."""
     before: Facts | None = None
+    under_load: list[dict[str, Any]] = []
     for facts in run.facts:
         if facts.moment == "before":
-            before = facts
+            before, under_load = facts, []
         elif facts.moment == "after" and before is not None:
-            yield from board_validity.marks(before.node, facts.node)
+            yield from board_validity.marks(before.node, facts.node, under_load)
+        elif facts.node and (board_validity.is_steady(facts.node) or _is_under_load(run, facts.at_s)):
+            under_load.append(facts.node)
 
 
 # Another cause is another function here.
@@ -112,6 +116,12 @@ CHECKS: tuple[Callable[[Run], Iterator[Mark]], ...] = (
     prompt_lengths,
     board,
 )
+
+
+def _is_under_load(run: Run, at_s: float) -> bool:
+    """Whether it surely generated then: between two requests of an open loop it may have been idle."""
+    stages = [stage for stage in run.stages if isinstance(stage.load, ClosedLoop)]
+    return any(stage.began_s <= at_s <= (stage.full_until_s or stage.ended_s or at_s) for stage in stages)
 
 
 def _all(run: Run) -> list[Sample]:

@@ -90,9 +90,13 @@ class SettingsRefused(BenchError):
 class Busy(BenchError):
     """The node takes no benchmark now: others use it, or it starts."""
 
+    may_pass = True
+
 
 class Gone(BenchError):
     """The node, or its engine, does not answer."""
+
+    may_pass = True
 
 
 def ask(
@@ -139,10 +143,10 @@ def meaning(target: Target, failure: Failure) -> BenchError:
     if failure.is_answer and failure.code in REFUSED:
         return SettingsRefused(text)
     if failure.is_answer and (failure.code in BUSY or failure.status in (429, 503)):
-        return Busy(text)
+        return Busy(f"{text} Measure when nobody else uses it.")
     if failure.status in (404, 405):
         return Gone(f"{target.name}: {target.url} has no POST /benchmark; is it an appliance of this fleet?")
-    return Gone(text)
+    return Gone(f"{text} Is it switched on and its service up? On the node: systemctl status pi-llm.")
 
 
 def figures(measured: Sequence[Ran]) -> Figures | None:

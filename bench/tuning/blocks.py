@@ -15,7 +15,7 @@ from bench.tuning.space import Settings
 
 
 class BlockRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`facts`: the node right after it; before it, the block before has them."""
+    """`facts`: the node right after it; before it, the block before has them. `during`: while it generated."""
 
     settings: Settings
     status: Status
@@ -26,6 +26,7 @@ class BlockRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     streams: int = 1
     samples: list[Ran] = []
     facts: Facts | None = None
+    during: list[Facts] = []
 
     @property
     def block(self) -> Block:

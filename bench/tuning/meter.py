@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,9 @@ import gevent
 
 from bench.knobs import KNOBS
 from bench.running import board_validity, node_facts
-from bench.running.client import BenchError, Target
+from bench.running.client import BenchError, Target, Unreachable
+from bench.running.cooling import Cooling
+from bench.running.node_facts import NotReady
 from bench.running.node_run import Progress
 from bench.running.samples import Facts
 from bench.tuning import block
@@ -25,10 +28,8 @@ from bench.tuning.blocks import BlockRecord
 from bench.tuning.objective import Objective
 from bench.tuning.space import Settings, Value
 
-COOL_TO_C = 70.0  # a Pi slows down at 80; a block of half a minute takes it up by less than ten degrees
-COOL_WAIT_S = 180.0
-ATTEMPTS = 4  # of a block on a node that does not answer, or is used by others
-PAUSE_S = 5.0
+PAUSES_S = (5.0, 10.0, 20.0, 40.0)  # before a node that does not answer, or is used by others, is asked again
+LOOK_EVERY_S = 5.0
 
 
 class Deployment(Protocol):
@@ -55,7 +56,7 @@ class Surroundings:
     results: Path
     tell: Callable[[Progress], None]
     deployment: Deployment
-    cool_to_c: float = COOL_TO_C
+    cooling: Cooling = field(default_factory=Cooling)
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], object] = gevent.sleep
 
@@ -64,12 +65,14 @@ class Surroundings:
 class InForce:
     """Which settings a node was given for measuring; None: the inventory's own.
 
-    base: the env of its own profile. own: those of its own settings that need a restart.
+    base: the env of its own profile. own: those of its own settings that need a restart. is_known: false where a
+    deployment began, and did not come to its end.
     """
 
     base: Mapping[str, Value]
     own: Mapping[str, Value]
     temporary: dict[str, Any] | None = None
+    is_known: bool = True
 
 
 class Meter:
@@ -100,17 +103,20 @@ class Meter:
     def block(self, settings: Settings, streams: int = 1) -> BlockRecord:
         """Measure these settings once, whatever it takes; see `_measure` for what may come of it.
 
-        A node that is busy or silent is asked again, ATTEMPTS times in all. Raises: BenchError after that.
+        A node that is busy or silent is asked again after PAUSES_S, in which it may even boot. Raises: BenchError after
+        the last of them.
         """
         began_s = self._now_s()
-        for attempt in range(ATTEMPTS):
+        for pause_s in (*PAUSES_S, None):
             try:
+                if self._looked is None:
+                    self.begin()
                 return self._measure(settings, streams, began_s)
-            except (Busy, Gone):
-                if attempt + 1 == ATTEMPTS:
+            except (Busy, Gone, NotReady, Unreachable):
+                self._looked = None
+                if pause_s is None:
                     raise
-                self._around.sleep(PAUSE_S)
-                self.begin()
+                self._around.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
 
     def put_back(self) -> None:
@@ -132,7 +138,7 @@ class Meter:
         1. The settings that need a restart are deployed, where others are in force.
         2. The board is let cool down.
         3. Refused settings are "failed". 4. What speaks against the block makes it "invalid".
-        Raises: Busy, Gone, WrongKey.
+        Raises: Busy, Gone, Unreachable, WrongKey, RunFileError.
         """
 
         def record(**fields: Any) -> BlockRecord:
@@ -142,44 +148,82 @@ class Meter:
         if problem := self._deployed(settings):  # 1
             return record(status="failed", reason=problem)
         self._cool_down()  # 2
-        before = self._looked
+        before = self._looked.node if self._looked else None
+        watch = _Watch(lambda: node_facts.during(self._target, self._now_s()))
+        has_clocks = board_validity.clock_mhz(before) is not None
         try:
-            answer = block.ask(self._target, block.live(settings), self._question, streams)
+            on_stage = watch.on_stage if has_clocks else lambda stage: None
+            answer = block.ask(self._target, block.live(settings), self._question, streams, on_stage)
         except SettingsRefused as refused:  # 3
             return record(status="failed", reason=str(refused))
+        finally:
+            watch.stop()
         self._looked = after = node_facts.look(self._target, "after", self._now_s())
+        known = {"samples": answer.samples, "facts": after, "during": watch.looks}
         figures = block.figures(answer.measured)
-        against = board_validity.marks(before.node if before else None, after.node)
+        against = board_validity.marks(before, after.node, [look.node for look in watch.looks if look.node])
         if against or figures is None:  # 4
             reasons = [f"{mark.reason} ({mark.remedy})" for mark in against] or ["the answer ended after one token"]
-            return record(status="invalid", reason="; ".join(reasons), samples=answer.samples, facts=after)
-        return record(status="measured", figures=figures, samples=answer.samples, facts=after)
+            return record(status="invalid", reason="; ".join(reasons), **known)
+        return record(status="measured", figures=figures, **known)
 
     def _deployed(self, settings: Settings) -> str:
-        """See to it that the settings of a restart are in force; why they cannot be, or nothing."""
+        """See to it that the settings of a restart are in force; why they cannot be, or nothing.
+
+        Raises: Unreachable; a node that is gone is no fault of the settings. RunFileError.
+        """
         wanted = restart_env(settings)
         known = {**self._in_force.own, **(self._in_force.temporary or {})}
-        if all(known.get(name, KNOBS[name].default) == value for name, value in wanted.items()):
+        is_in_force = all(known.get(name, KNOBS[name].default) == value for name, value in wanted.items())
+        if is_in_force and self._in_force.is_known:
             return ""
+        self._in_force.is_known = False
         self._in_force.temporary = wanted  # told before it is done, for whoever finds the file of a killed bench
         self._on_deploy()
         try:
             self._around.deployment.deploy(self._target.name, {**self._in_force.base, **wanted})
             facts = self.begin()
+        except Unreachable:
+            raise
         except BenchError as error:
+            node_facts.require_answer(self._target)
             return str(error)
+        self._in_force.is_known = True
         return not_in_force(wanted, facts.node)
 
     def _cool_down(self) -> None:
-        """Wait until the board is as cool as at a block's beginning it has to be. One that stays hot is measured: what
-        heat does to the figures shows in the throttle bits."""
-        ends_at = self._around.clock() + COOL_WAIT_S
-        while (now_c := temperature(self._looked)) is not None and now_c > self._around.cool_to_c:
-            if self._around.clock() > ends_at:
-                return
-            self._around.tell(Progress(self._target.name, f"cooling down from {now_c:.0f} °C", 0, 1, unit="pause"))
-            self._around.sleep(PAUSE_S)
-            self._looked = node_facts.look(self._target, "before", self._now_s())
+        def look() -> Facts:
+            return node_facts.look(self._target, "before", self._now_s())
+
+        def tell(stage: str) -> None:
+            self._around.tell(Progress(self._target.name, stage, 0, 1, unit="pause"))
+
+        self._looked = self._around.cooling.wait(self._looked, look, tell)
+
+
+class _Watch:
+    """Looks at a node while it generates: clocks of a moment before or after it say nothing of those in between."""
+
+    def __init__(self, look: Callable[[], Facts]) -> None:
+        self.looks: list[Facts] = []
+        self._look = look
+        self._greenlet: Any = None
+
+    def on_stage(self, stage: str) -> None:
+        if stage != "measuring":
+            self.stop()
+        elif self._greenlet is None:
+            self._greenlet = gevent.spawn(self._go_on)
+
+    def stop(self) -> None:
+        if self._greenlet is not None:
+            self._greenlet.kill()
+
+    def _go_on(self) -> None:
+        while True:
+            with suppress(BenchError):
+                self.looks.append(self._look())
+            gevent.sleep(LOOK_EVERY_S)
 
 
 def streams_of(settings: Settings, objective: Objective) -> int:
@@ -201,8 +245,3 @@ def not_in_force(wanted: Mapping[str, Value], node: Mapping[str, Any] | None) ->
         return ""
     said = ", ".join(f"{name} is {value} on the node and should be {wanted[name]}" for name, value in others.items())
     return f"{said}: is it pinned in another file of the inventory, or not deployed?"
-
-
-def temperature(facts: Facts | None) -> float | None:
-    found = facts.node.get("temperature_c") if facts and facts.node else None
-    return float(found) if isinstance(found, int | float) else None

@@ -6,15 +6,18 @@ are measured, and what for; the inventory's files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 from gevent.event import Event
 
 from bench import all_nodes
+from bench.inventory.tuned_profile import STALE_WITH, basis
 from bench.running import ending, node_facts, runfile
 from bench.running.client import BenchError, Target
 from bench.running.ending import Ended
+from bench.running.node_run import Progress
 from bench.running.runfile import RunFileError
 from bench.running.saving import Saving
 from bench.tuning import tune_file, verify_file
@@ -28,6 +31,10 @@ KINDS: tuple[tuple[str, type[BlockRun]], ...] = (
 )
 
 R = TypeVar("R", bound=BlockRun)
+
+
+class AnotherNode(BenchError):
+    """What is resumed began on another model, engine or board."""
 
 
 class Sitting:
@@ -54,7 +61,10 @@ class Sitting:
             raise self._unwritten
 
     def _begin(self) -> None:
+        """Raises: BenchError, AnotherNode."""
         looked = self._meter.begin()
+        if self._run.before is not None and (reasons := changes(self._run.before.node, looked.node)):
+            raise AnotherNode(f"{self._run.node}: {'; '.join(reasons)}: blocks of both do not compare. Begin anew.")
         self._run.before = self._run.before or looked
         self._run.fingerprint = self._run.fingerprint or node_facts.fingerprint(looked)
 
@@ -120,6 +130,16 @@ def on_all(
     return [r or Ended(t.name, problem=f"{t.name}: {gone}") for t, r in zip(targets, results, strict=True)]
 
 
+def changes(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
+    """In what a node is no longer what it was, a sentence each."""
+    was, is_now = basis(before), basis(now)
+    return [
+        f"{what} was {was[name]} when this began, and is {is_now[name]} now"
+        for name, what in STALE_WITH.items()
+        if None not in (was[name], is_now[name]) and was[name] != is_now[name]
+    ]
+
+
 def resumed(target: Target, around: Surroundings, kind: str, shape: type[R]) -> R:
     """The node's newest run of this kind. Raises: BenchError, RunFileError."""
     path = runfile.newest(around.results, target.name, kind)
@@ -128,15 +148,20 @@ def resumed(target: Target, around: Surroundings, kind: str, shape: type[R]) -> 
     return runfile.read(path, shape)
 
 
-def put_back_leftovers(target: Target, around: Surroundings) -> None:
+def leftovers(results: Path, node: str) -> list[BlockRun]:
     """What was killed may have left settings in force that it deployed for measuring, or was just about to deploy.
 
-    Raises: BenchError, RunFileError.
+    Raises: RunFileError.
     """
-    for kind, shape in KINDS:
-        path = runfile.newest(around.results, target.name, kind)
-        last = runfile.read(path, shape) if path else None
-        if last is not None and last.temporary_env is not None:
-            around.deployment.deploy(target.name, None)
-            last.temporary_env = None
-            runfile.save(last, around.results)
+    paths = [(runfile.newest(results, node, kind), shape) for kind, shape in KINDS]
+    found = [runfile.read(path, shape) for path, shape in paths if path]
+    return [run for run in found if run.temporary_env is not None]
+
+
+def put_back_leftovers(target: Target, around: Surroundings) -> None:
+    """Raises: BenchError, RunFileError."""
+    for last in leftovers(around.results, target.name):
+        around.tell(Progress(target.name, "putting back what a killed bench left", 0, 1, unit="deployment"))
+        around.deployment.deploy(target.name, None)
+        last.temporary_env = None
+        runfile.save(last, around.results)

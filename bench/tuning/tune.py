@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +16,9 @@ from gevent.event import Event
 from bench import roofline
 from bench.inventory.tuned_profile import TunedProfile
 from bench.knobs import KNOBS
-from bench.running import node_facts
-from bench.running.client import BenchError, Target
+from bench.running import node_facts, runfile
+from bench.running.client import Target
 from bench.running.ending import Ended
-from bench.running.header import begun_now
 from bench.tuning import block, sitting, tune_file, tuned
 from bench.tuning.block import Question
 from bench.tuning.meter import Surroundings
@@ -59,24 +57,16 @@ class Tuning:
     def _new(self, target: Target, session: str) -> TuneRun:
         """A node's race, planned from what it is and has. Raises: BenchError."""
         node_facts.require_ready(target)
-        _measure_bandwidth(target)
+        roofline.measured_once(target)
         facts = node_facts.look(target, "before", 0.0)
         known = self.profiles.get(target.name)
         profile = dict(known.env) if known else {}
         return TuneRun(
-            **begun_now(tune_file.KIND, session, target.name, target.url),
+            **runfile.begun(tune_file.KIND, session, target, self.around.results),
             question=self.question,
             plan=tuned.plan(self.wanted, facts.node, {**profile, **own_env(target, facts.node)}),
             own_env=profile,
         )
-
-
-def _measure_bandwidth(target: Target) -> None:
-    """Once for as long as the service runs: what `bench show` needs for the roofline. Nothing depends on it here."""
-    facts = node_facts.look(target, "before", 0.0).node
-    if facts is not None and not facts.get("bandwidth"):
-        with suppress(BenchError):
-            roofline.bandwidth(target)
 
 
 def own_env(target: Target, node: Mapping[str, Any] | None) -> dict[str, Value]:

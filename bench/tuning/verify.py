@@ -12,11 +12,11 @@ from typing import Any
 
 from gevent.event import Event
 
+from bench.inventory.tuned_profile import TunedProfile, is_stale
 from bench.knobs import KNOBS
-from bench.running import node_facts
+from bench.running import node_facts, runfile
 from bench.running.client import BenchError, Target
 from bench.running.ending import Ended
-from bench.running.header import begun_now
 from bench.tuning import arms, sitting, verify_file
 from bench.tuning.block import Question
 from bench.tuning.meter import Surroundings, not_in_force
@@ -30,10 +30,14 @@ Verified = Ended[VerifyRun]
 
 @dataclass(frozen=True)
 class Pair:
-    """The env of a node's previous profile and of the one that is deployed."""
+    """The env of a node's previous profile, and the profile that is deployed."""
 
     old: Mapping[str, Value]
-    new: Mapping[str, Value]
+    profile: TunedProfile
+
+    @property
+    def new(self) -> Mapping[str, Value]:
+        return self.profile.env
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,22 @@ class Verification:
         return sitting.on_all(targets, self.around, self.interrupt, begin, NodeVerify)
 
     def _new(self, target: Target, pair: Pair, session: str) -> VerifyRun:
-        """Raises: BenchError when the new profile is not in force, and when there is nothing to compare."""
+        """Raises: BenchError when the new profile is stale or not in force, and when there is nothing to compare."""
         old, new = arms.arms(target.name, pair.old, pair.new, self.with_restarts)
         node_facts.require_ready(target)
         facts = node_facts.look(target, "before", 0.0)
+        if reasons := is_stale(pair.profile, facts.node):
+            raise BenchError(
+                f"{target.name}: its profile is stale: {'; '.join(reasons)}. Find another with: bench tune --limit "
+                f"{target.name}"
+            )
         if problem := not_in_force(pair.new, facts.node):
             raise BenchError(
                 f"{target.name}: its profile is not in force: {problem} Deploy it with: ansible-playbook "
                 f"ansible/profile.yml --limit {target.name},localhost"
             )
         return VerifyRun(
-            **begun_now(verify_file.KIND, session, target.name, target.url),
+            **runfile.begun(verify_file.KIND, session, target, self.around.results),
             question=self.question,
             objective=self.objective,
             seed=self.seed,
