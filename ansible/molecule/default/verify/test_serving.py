@@ -17,8 +17,8 @@ def test_every_node_generates(nodes: list[Node]) -> None:
     assert [answer["completion_tokens"] > 0 for answer in answers] == [True] * len(nodes)
 
 
-def test_verify_finds_nothing_wrong() -> None:
-    fleet.play("default", "verify.yml")
+def test_verify_finds_nothing_wrong(nodes: list[Node]) -> None:
+    assert fleet.play("default", "verify.yml").count("as it should be") == len(nodes)
 
 
 def test_no_unit_has_failed(nodes: list[Node]) -> None:
