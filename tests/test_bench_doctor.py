@@ -50,6 +50,13 @@ def test_a_node_that_differs_from_the_majority_is_told() -> None:
     assert found.text == "Ollama's version is 0.31.0, and 0.32.15 on 3 of 4 nodes"
 
 
+def test_the_governor_is_compared_among_equal_boards() -> None:
+    found = only(findings(fleet(facts(governor="ondemand"))))
+    assert (found.kind, found.node) == ("drift", "pi1")
+    assert found.text == "the governor is ondemand, and performance on 3 of 4 nodes"
+    assert "site.yml" in found.remedy
+
+
 def test_without_a_majority_every_node_is_told() -> None:
     found = findings(fleet(facts(model={"digest": "bb"}), healthy=1))
     assert [finding.node for finding in found] == ["pi1", "pi2"]

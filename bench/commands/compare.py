@@ -81,6 +81,6 @@ def _run(name: str, results: Path, invalid_too: bool) -> Run:
         path = newest
     run = runfile.read(path, Run)
     if not run.is_valid and not invalid_too:
-        why = "; ".join(f"{mark.reason} ({mark.remedy})" for mark in run.marks if mark.is_invalid)
+        why = "; ".join(dict.fromkeys(f"{mark.reason} ({mark.remedy})" for mark in run.marks if mark.is_invalid))
         raise RunFileError(f"{path} must decide nothing: {why}. Measure again, or give --invalid-too.")
     return run

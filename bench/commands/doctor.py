@@ -55,7 +55,12 @@ def _patient(seen: Seen) -> Patient:
 def _sum(seen: list[Seen], found: list[Finding], compared: int) -> str:
     measured = sum(1 for each in seen if each.run)
     sick = len({each.node for each in found})
-    said = f"{len(seen)} nodes, {measured} of them measured: {len(found)} findings on {sick} of them"
+    on = f" on {_counted(sick, 'node')}" if sick else ""
+    said = f"{_counted(len(seen), 'node')}, {measured} measured: {_counted(len(found), 'finding')}{on}"
     if compared:
         return f"{said}; {compared} speeds were compared with their equals'"
     return f"{said}; no speeds were compared, which takes {LEAST_NODES} equal nodes measured alike"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
