@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,8 +219,8 @@ def test_cuda_is_laid_out_only_where_nvidia_is() -> None:
 @pytest.mark.parametrize(
     ("found", "is_crowded"),
     [
-        ({"free_mib": 1261, "releases": {"0.34.3-aaaaaaaa": ""}}, True),
-        ({"free_mib": 1262, "releases": {"0.34.3-aaaaaaaa": ""}}, False),
+        ({"free_mib": 2011, "releases": {"0.34.3-aaaaaaaa": ""}}, True),
+        ({"free_mib": 2012, "releases": {"0.34.3-aaaaaaaa": ""}}, False),
         ({"free_mib": 0, "is_whole": True}, False),
     ],
     ids=["an upgrade on a nearly full disk", "just enough", "nothing is to come"],
@@ -228,16 +229,21 @@ def test_what_serves_is_no_room_for_what_is_to_come(found: dict[str, Any], is_cr
     assert roles.evaluate("ollama", "ollama__is_crowded", None, ollama__found={**FOUND, **found}) is is_crowded
 
 
-def test_what_is_free_is_known_where_nothing_was_laid_out_yet(tmp_path: Path) -> None:
-    blocks = os.statvfs(tmp_path)
-    free_mib = ollama_installation.free_mib(tmp_path / "opt" / "ollama")
-    assert abs(free_mib - blocks.f_bavail * blocks.f_frsize / 2**20) < 200
+def test_what_is_free_is_known_where_nothing_was_laid_out_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = SimpleNamespace(f_bavail=5, f_frsize=2**20)
+    monkeypatch.setattr(os, "statvfs", {tmp_path: disk}.__getitem__)
+    assert ollama_installation.free_mib(tmp_path / "opt" / "ollama") == 5
 
 
-PLAYBOOKS = ("site", "upgrade", "deploy")
+def test_what_a_power_cut_left_half_is_as_good_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=5, f_frsize=2**20))
+    for name in ("incoming/archive", "releases/.0.35.0.partial/bin/ollama", "releases/0.34.4-aaaaaaaa/bin/ollama"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(os.urandom(2**20))
+    assert ollama_installation.free_mib(tmp_path) == 7
 
 
-@pytest.mark.parametrize("name", PLAYBOOKS)
+@pytest.mark.parametrize("name", ["site", "upgrade", "deploy"])
 def test_a_playbook_that_lays_out_a_release_looks_for_room_before_it_changes_anything(name: str) -> None:
     plays = yaml.safe_load((roles.ROOT / "ansible" / f"{name}.yml").read_text())
     imported = [task["ansible.builtin.import_role"] for play in plays for task in play.get("tasks", [])]

@@ -93,7 +93,7 @@ is_whole:
   type: bool
   returned: always
 free_mib:
-  description: MiB that are free on the disk of C(root).
+  description: MiB that are free on the disk of C(root), with what runs that were cut short left there: it goes first.
   type: int
   returned: always
 lacking:
@@ -165,12 +165,15 @@ def releases(root: Path) -> dict[str, str]:
     return {name: release_problem(root / "releases" / name) for name in names}
 
 
-def free_mib(path: Path) -> int:
-    """MiB that are free where a path is, or would be."""
-    while not path.exists():
-        path = path.parent
-    usage = os.statvfs(path)
-    return usage.f_bavail * usage.f_frsize // 2**20
+def free_mib(root: Path) -> int:
+    """MiB that are free where the releases are, or would be; with leftovers, which go before anything comes."""
+    there = root
+    while not there.exists():
+        there = there.parent
+    usage = os.statvfs(there)
+    leftovers = [root / "incoming", *(root / "releases").glob(".*")]
+    blocks = sum(path.lstat().st_blocks for folder in leftovers for path in folder.rglob("*"))
+    return (usage.f_bavail * usage.f_frsize + blocks * 512) // 2**20
 
 
 def release_name(version: str, checksums: dict[str, str], machine: str) -> str:
