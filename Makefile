@@ -8,10 +8,12 @@ PY := $(VENV)/bin/python
 PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 METADATA := pyproject.toml
 SERVING := appliance/embedded/requirements.lock
+MEASURING := bench/requirements.lock
 CONTROLLING := ansible/requirements.lock
 TESTING := tests/requirements.lock
 INSTALL := $(PY) -m pip install --retries 2 --quiet --disable-pip-version-check
 OFFLINE := { echo "installing failed: does this machine reach a package index?" >&2; exit 1; }
+DEMO_PORTS = --port $(PORT) --engine-port $(ENGINE_PORT)
 COMPILE = $(PY) -m uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 SCENARIOS = $(notdir $(patsubst %/molecule.yml,%,$(wildcard ansible/molecule/*/molecule.yml)))
 MOLECULE = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MOLECULE_GLOB='ansible/molecule/*/molecule.yml' \
@@ -21,16 +23,20 @@ MOLECULE = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MOLECULE_GLOB='ansible/molecule/*
 $(shell [ "$$(cat $(VENV)/serving 2>/dev/null)" = "$(CURDIR)" ] || rm -f $(VENV)/serving)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo fleet demo-down test test-hosts test-fast lint docs bench-fleet bench-gateway bench-provision bench-truth lock clean preflight preflight-tests preflight-browser preflight-hosts
+.PHONY: help demo demo-up demo-down fleet test test-hosts test-fast lint docs bench-fleet bench-gateway bench-provision bench-truth lock clean preflight preflight-tests preflight-browser preflight-hosts
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/serving ## Run engine and appliance here, stream an answer, serve until Ctrl-C (PORT=, ENGINE_PORT=, ONCE=1)
-	@$(PY) -m appliance demo --port $(PORT) --engine-port $(ENGINE_PORT) $(if $(filter-out 0 no,$(ONCE)),--once)
+# The answer comes before what only the loop needs is installed: the demo itself calls for that in between.
+demo: $(VENV)/serving ## Two nodes here: an answer, then tuned, deployed, verified (PORT=, ENGINE_PORT=, ONCE=1: only the answer)
+	@$(PY) -m bench.demo run $(DEMO_PORTS) $(if $(filter-out 0 no,$(ONCE)),--once) --install '$(MAKE) --no-print-directory $(VENV)/measuring'
 
-demo-down: ## End a running demo
-	@if [ -d .demo ] && [ -e $(VENV)/serving ]; then $(PY) -m appliance demo --down; else echo "no demo runs"; fi
+demo-up: $(VENV)/serving ## Start the demo's nodes, and leave them running (PORT=, ENGINE_PORT=)
+	@$(PY) -m bench.demo up $(DEMO_PORTS)
+
+demo-down: ## End the demo, and what a killed one left
+	@if [ -d .demo ] && [ -e $(VENV)/serving ]; then $(PY) -m bench.demo down; else echo "no demo runs"; fi
 
 test: preflight-browser lint $(VENV)/testing ## All tests, of every tier
 	$(PY) -m pytest
@@ -84,12 +90,13 @@ lock: $(VENV)/testing ## Pin all dependencies anew, with hashes
 	$(COMPILE) --upgrade $(METADATA) -o appliance/requirements.lock
 	$(COMPILE) --extra embedded -c appliance/requirements.lock $(METADATA) -o $(SERVING)
 	$(COMPILE) --extra fleet -c appliance/requirements.lock $(METADATA) -o $(CONTROLLING)
+	$(COMPILE) --extra bench -c $(CONTROLLING) $(METADATA) -o $(MEASURING)
 	$(COMPILE) --extra embedded --extra fleet --group dev -c $(SERVING) -c $(CONTROLLING) $(METADATA) -o $(TESTING)
 
 clean: ## Remove what these targets made
-	@-if [ -d .demo ] && [ -e $(VENV)/serving ]; then $(PY) -m appliance demo --down; fi
+	@-if [ -d .demo ] && [ -e $(VENV)/serving ]; then $(PY) -m bench.demo down; fi
 	@if [ -d .test-hosts ]; then $(PYTHON) -m tests.hosts.podman; fi
-	rm -rf $(VENV) .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .demo inventory/demo/host_vars .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find appliance bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What the system lacks is said, all at once, before anything is half-made. NEEDS: what more a target needs than the demo.
@@ -120,6 +127,12 @@ $(VENV)/serving: $(SERVING) $(METADATA) $(VENV)/python-$(PYTHON_VERSION) | prefl
 	@$(INSTALL) --require-hashes -r $(SERVING) || $(OFFLINE)
 	@$(INSTALL) --no-deps -e . || $(OFFLINE)
 	@echo "$(CURDIR)" > $@
+
+$(VENV)/measuring: $(MEASURING) $(METADATA) $(VENV)/python-$(PYTHON_VERSION) | preflight
+	@echo "installing what bench needs …"
+	@$(INSTALL) --require-hashes -r $(MEASURING) || $(OFFLINE)
+	@$(INSTALL) --no-deps -e . -e ./bench || $(OFFLINE)
+	@touch $@
 
 $(VENV)/controlling: $(CONTROLLING) $(METADATA) $(VENV)/python-$(PYTHON_VERSION) | preflight
 	@echo "installing what the playbooks need …"

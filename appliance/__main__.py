@@ -10,7 +10,6 @@ from appliance import __version__
 
 COMMANDS = {
     "config": "Show and check the settings of this node.",
-    "demo": "Run the embedded engine and the appliance here, and stream one answer.",
     "drain": "Take no new generations; running ones finish.",
     "engine": "Run the embedded engine: a small real model behind Ollama's API.",
     "keys": "Create, list, revoke and rotate API keys.",

@@ -19,7 +19,8 @@ import msgspec
 from appliance.config import SETTINGS, Setting
 
 FORMAT = 1
-INVENTORY = Path(__file__).parent.parent / "inventory"
+PROJECT = Path(__file__).parent.parent
+INVENTORY = PROJECT / "inventory"
 SCHEMA = INVENTORY / "tuned_profile.schema.json"
 MAPPING = INVENTORY / "group_vars" / "all" / "tuned.yml"
 # Narrower than the setting: a machine has no need of 1h30m, and every duration that fits here is one the setting takes.

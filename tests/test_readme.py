@@ -1,18 +1,16 @@
-"""Every curl that the README prints works as printed beside `make demo`."""
+"""Every curl that the README prints works as printed beside `make demo-up`."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import free_port
+from demo_process import running_demo
 
 pytestmark = pytest.mark.tier2
 
@@ -26,25 +24,9 @@ CURLS = [
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
-    """The folder beside which the demo serves, and the appliance's port."""
-    folder = tmp_path_factory.mktemp("clone")
-    port = free_port()
-    ports = ["--port", str(port), "--engine-port", str(free_port())]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "appliance", "demo", *ports], cwd=folder, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    printed = ""
-    for line in process.stdout:
-        printed += line
-        if line.startswith("Serving on"):
-            break
-    else:
-        pytest.fail(f"the demo ended by itself:\n{printed}")
-    yield folder, port
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 0
+    """The folder beside which the demo's nodes serve, and the port of the first."""
+    with running_demo(tmp_path_factory.mktemp("clone")) as demo:
+        yield demo.clone, demo.port
 
 
 def test_the_readme_has_curls_of_every_route() -> None:
