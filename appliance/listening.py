@@ -29,6 +29,12 @@ DROP_NEW = (
     (0x06, 0, 0, 0),
     (0x06, 0, 0, 0xFFFFFFFF),
 )
+# The least TTL of a segment, and the same of IPv6; linux/in.h, in6.h. None comes with more than 255.
+MIN_TTL = {
+    socket.AF_INET: ((socket.IPPROTO_IP, 21),),
+    socket.AF_INET6: ((socket.IPPROTO_IP, 21), (socket.IPPROTO_IPV6, 73)),  # which may speak IPv4 as well
+}
+MOST_TTL = 255
 
 
 class Listening(StreamServer):
@@ -53,21 +59,36 @@ def stop_listening() -> None:
     gevent.sleep(HANDSHAKE_S)
     for server in Listening.all:
         while accepted := server.do_read():
+            _require_ttl(accepted[0], 0)  # it has the listener's, and hears nothing
             server.do_handle(*accepted)
         server.close()
 
 
 def hold_off(listener: socket.socket) -> None:
-    """Have the kernel drop attempts to connect. A connection that is being made is none of them."""
+    """Have the kernel drop attempts to connect. A connection that is being made is none of them.
+
+    Some kernels leave filters to the administrator. There a listener is told to want segments that have passed no
+    router and began with the greatest TTL, which is nobody's; what makes a connection complete is not asked for it.
+    """
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in DROP_NEW)
     buffer = ctypes.create_string_buffer(code)
-    listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(DROP_NEW), ctypes.addressof(buffer)))
+    program = struct.pack("HP", len(DROP_NEW), ctypes.addressof(buffer))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+    except PermissionError:
+        _require_ttl(listener, MOST_TTL)
 
 
 def let_in(listener: socket.socket) -> None:
     """Undo `hold_off`. The socket is the master's too: a worker that ended alone has left it to the next one so."""
+    _require_ttl(listener, 0)
     with suppress(FileNotFoundError):  # none was attached
         listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+
+def _require_ttl(either: socket.socket, least: int) -> None:
+    for level, name in MIN_TTL.get(either.family, ()):
+        either.setsockopt(level, name, least)
 
 
 def open_connections() -> int:
