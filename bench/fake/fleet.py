@@ -30,6 +30,7 @@ STREAM = "text/event-stream; charset=utf-8"
 FACTS = {
     "board": {"name": "Fake node", "memory_mib": 8064},
     "throttling": None,
+    "bandwidth": {"bytes_per_s": 13.1e9, "threads": 4},
     "engine": {"version": "0.33.0", "num_parallel": 4, "problem": None},
     "model": {"name": MODEL, "digest": "357c53fb659c", "quantization": "Q4_K_M", "size_bytes": 1929912432},
     "settings": {"N_CTX": 512, "N_THREADS": 4, "N_BATCH": 128, "MAX_CONCURRENT_REQUESTS": 4},
