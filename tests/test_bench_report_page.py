@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 from report_page import node_of, page_of
-from report_results import SLOWER, TOKENS, UNDERVOLTAGE, measured_run, node_facts, tuned, verified
+from report_results import FASTER, SLOWER, TOKENS, UNDERVOLTAGE, measured_run, node_facts, tuned, verified
 
+from bench.report.parts import share
 from bench.running.run_table import number
+from bench.tuning.space import Settings
+from bench.tuning.verify_file import VerifyRun
 
 
 def test_it_loads_nothing_from_anywhere_and_runs_no_script() -> None:
@@ -127,3 +131,22 @@ def test_one_streams_speed_is_told_as_a_share_of_what_the_memory_allows() -> Non
 
 def test_several_streams_have_no_roofline() -> None:
     assert "% of" not in page_of(node_of(measured_run(loads=(2, 4)))).text
+
+
+def profile_cell(*proofs: VerifyRun) -> str:
+    """What the fleet's table says of the profile of a node that a tune proposed one for."""
+    run, tune = measured_run(), tuned("pi1", "smooth")
+    assert tune.profile
+    tune.profile.env.update(N_CTX=1024, N_THREADS=3)
+    html = page_of(node_of(run, tune, *proofs)).html
+    return html.partition('data-label="Profile"')[2].partition("</td>")[0]
+
+
+def test_a_profile_is_shown_with_what_verifying_it_said() -> None:
+    assert f'verified: faster, <span class="whole">{share(FASTER.change)}</span>' in profile_cell(verified())
+    assert "verified" not in profile_cell()
+
+
+def test_a_verification_of_other_settings_or_of_before_proves_no_profile() -> None:
+    assert "verified" not in profile_cell(msgspec.structs.replace(verified(), new=Settings.of(N_CTX=2048)))
+    assert "verified" not in profile_cell(verified(day=4))

@@ -9,10 +9,11 @@ from bench import roofline
 from bench.report import charts
 from bench.report.data import NodeView, RunView, found
 from bench.report.markup import Child, Markup, element, joined
-from bench.report.parts import NONE, age, badge, below, day, figure, table
+from bench.report.parts import NONE, age, badge, below, day, figure, share, table
 from bench.report.profile import ProfileView, profile_of
 from bench.report.scale import Scale
 from bench.running.run_table import number
+from bench.statistics.comparison import Verdict
 
 
 def trouble(node: NodeView) -> list[str]:
@@ -89,7 +90,7 @@ def _fleet_row(node: NodeView, anchor: str, scale: Scale, now: datetime) -> Sequ
         _roofline(run),
         _throttled(run.throttling),
         _profile(profile_of(node), now),
-        joined(age(run.started_at, now), below(day(run.started_at))),
+        joined(_ago(run.started_at, now), below(day(run.started_at))),
     )
 
 
@@ -101,11 +102,11 @@ def _roofline(run: RunView) -> Markup:
     known = found(facts, "bandwidth", "bytes_per_s"), found(facts, "model", "size_bytes")
     if not all(isinstance(value, int | float) for value in known):
         return NONE
-    ceiling, share = roofline.ceiling_tokens_per_s(facts), roofline.share(single[1].p50.value, facts)
-    if ceiling is None or share is None:
+    ceiling, reached = roofline.ceiling_tokens_per_s(facts), roofline.share(single[1].p50.value, facts)
+    if ceiling is None or reached is None:
         return NONE
-    doubt = "; more than it can be: measure the bandwidth anew" if share > 1 else ""
-    return joined(element("b", f"{share:.0%}"), below(f"of {number(ceiling)}{doubt}"))
+    doubt = "; more than it can be: measure the bandwidth anew" if reached > 1 else ""
+    return joined(element("b", f"{reached:.0%}"), below(f"of {number(ceiling)}{doubt}"))
 
 
 def _throttled(names: tuple[str, ...] | None) -> Markup:
@@ -117,7 +118,22 @@ def _throttled(names: tuple[str, ...] | None) -> Markup:
 def _profile(profile: ProfileView | None, now: datetime) -> Markup:
     if profile is None:
         return element("span", "none", class_="none")
-    words = [badge("stale", "warn") if profile.stale else None, f" {age(profile.at, now)} "]
+    words = [badge("stale", "warn") if profile.stale else None, " ", _ago(profile.at, now)]
     force = {True: "in force", False: "not in force", None: ""}[profile.is_in_force]
     said = ", ".join(part for part in ("proposed by a tune" if profile.is_proposal else "", force) if part)
-    return joined(*words, below(said), below(str(profile.proof)) if profile.proof else None)
+    return joined(*words, below(said), below(_proved(profile.proof)) if profile.proof else None)
+
+
+def _proved(verdict: Verdict) -> Markup:
+    low, high = verdict.ci95
+    words = "verified: no difference" if verdict.kind == "same" else f"verified: {verdict.kind}"
+    return joined(f"{words}, ", _whole(share(verdict.change)), " ", _whole(f"({share(low)} to {share(high)})"))
+
+
+def _ago(at: str, now: datetime) -> Markup:
+    return _whole(age(at, now))
+
+
+def _whole(words: str) -> Markup:
+    """Never broken into lines."""
+    return element("span", words, class_="whole")
