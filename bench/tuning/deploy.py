@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,27 +55,43 @@ class Playbook:
             self._run(node, ["-e", f"@{file.name}"])
 
     def _run(self, node: str, more: list[str]) -> None:
-        """In a process group of its own: a Ctrl-C is bench's to take, which then puts the node's own profile back."""
+        """Raises: DeployFailed."""
         try:
             with vault_options(self._vault) as (options, handles):
                 name, *arguments = self.command(node)
-                done = subprocess.run(
-                    [program(name), *arguments, *options, *more],
-                    cwd=PROJECT,
-                    env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"},
-                    capture_output=True,
-                    text=True,
-                    timeout=LIMIT_S,
-                    pass_fds=handles,
-                    start_new_session=True,
-                )
+                status, said = run([program(name), *arguments, *options, *more], handles)
         except FleetError as error:
             raise DeployFailed(f"{node}: {error}") from error
         except subprocess.TimeoutExpired as error:
             raise DeployFailed(f"{node}: profile.yml was not done after {LIMIT_S / 60:.0f} minutes.") from error
-        if done.returncode != 0:
-            last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-LINES_TOLD:])
-            raise DeployFailed(f"{node}: profile.yml failed with status {done.returncode}:\n{last}")
+        if status != 0:
+            last = "\n".join(said.strip().splitlines()[-LINES_TOLD:])
+            raise DeployFailed(f"{node}: profile.yml failed with status {status}:\n{last}")
+
+
+def run(command: Sequence[str], handles: Sequence[int] = ()) -> tuple[int, str]:
+    """A program's exit status, and all that it said.
+
+    It has a process group of its own: a Ctrl-C is bench's to take, which then puts the node's own profile back. When
+    this is interrupted the whole group ends, or a playbook's forks would go on beside the one that puts things right.
+    Raises: subprocess.TimeoutExpired.
+    """
+    with subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        pass_fds=handles,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=LIMIT_S)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return process.returncode, out + err
 
 
 def temporary_profile(env: Mapping[str, Value]) -> dict[str, Any]:
