@@ -8,8 +8,9 @@ import msgspec
 from report_page import node_of, page_of
 from report_results import FASTER, SLOWER, TOKENS, UNDERVOLTAGE, measured_run, node_facts, tuned, verified
 
-from bench.report.parts import share
+from bench.report.parts import interval, share
 from bench.running.run_table import number
+from bench.running.samples import Run
 from bench.tuning.space import Settings
 from bench.tuning.verify_file import VerifyRun
 
@@ -150,3 +151,16 @@ def test_a_profile_is_shown_with_what_verifying_it_said() -> None:
 def test_a_verification_of_other_settings_or_of_before_proves_no_profile() -> None:
     assert "verified" not in profile_cell(msgspec.structs.replace(verified(), new=Settings.of(N_CTX=2048)))
     assert "verified" not in profile_cell(verified(day=4))
+
+
+def test_what_a_load_sustained_stands_beside_its_burst() -> None:
+    def told(run: Run) -> str:
+        return page_of(node_of(run)).text.partition("How to read it")[0]
+
+    long, short = measured_run(loads=(1,)), measured_run(loads=(1,), requests=5)
+    stage = node_of(long).runs[0].outcome.stages[0]
+    assert stage.burst
+    assert stage.sustained
+    assert f"{number(stage.sustained.value)} {interval(stage.sustained.low, stage.sustained.high)}" in told(long)
+    assert f"burst {number(stage.burst.value)} ({interval(stage.burst.low, stage.burst.high)})" in told(long)
+    assert "burst" not in told(short)

@@ -15,6 +15,7 @@ from bench.report.fleet import attention, fleet, trouble
 from bench.report.markup import Markup, element, joined
 from bench.report.node import section
 from bench.report.parts import day
+from bench.running.summary import BURST_S, SUSTAINED_AFTER_S
 
 STYLE = Path(__file__).with_suffix(".css")
 OPEN_NODES = 6  # of a larger fleet only those that need a look are unfolded
@@ -43,6 +44,11 @@ TERMS = (
         "Decode tokens/s",
         "Of one stream: (tokens − 1) by the engine's decode time. “Most tokens/s” is all streams together, counted as "
         "they arrive.",
+    ),
+    (
+        "Sustained",
+        f"All streams together, from {SUSTAINED_AFTER_S / 60:.0f} minutes on, and below it the burst, the first "
+        f"{BURST_S:.0f} s: a board that heats up slows down between. None for a load that was shorter.",
     ),
     (
         "Roofline",

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from bench.report import charts
 from bench.report.data import RunView
 from bench.report.markup import Child, Markup, element, joined
-from bench.report.parts import NONE, figure, table
+from bench.report.parts import NONE, below, figure, interval, table
 from bench.report.scale import Scale
+from bench.running.run_table import number
 from bench.running.summary import Quantity, StageSummary
 
 LATENCIES = {
@@ -32,23 +33,34 @@ def loads(run: RunView) -> Markup:
             str(stage.load),
             charts.bar(stage.output_tokens_per_s, scale),
             figure(stage.output_tokens_per_s),
+            _sustained(stage),
             _p50(stage.quantities.get("decode_tokens_per_s")),
             f"{stage.requests_per_s:.3g}",
             _answered(stage),
         )
         for stage in stages
     ]
-    heads = ("Load", "", "Node, tokens/s", "One stream, decode tokens/s", "Requests/s", "Answered")
+    heads = ("Load", "", "Node, tokens/s", "Sustained", "One stream, decode tokens/s", "Requests/s", "Answered")
     full = run.outcome.saturation
     word = "Saturated" if full and full.is_found else "Not saturated yet"
     said = f"{word} at {full.concurrency} at once: {full.reason}." if full else None
     return joined(
         element("h3", "Throughput under load"),
         table(
-            "All streams together, mean with its 95 % interval", heads, rows, ("", charts.axis(scale), "", "", "", "")
+            "All streams together, mean with its 95 % interval",
+            heads,
+            rows,
+            ("", charts.axis(scale), *("" for _ in heads[2:])),
         ),
         element("p", said, class_="note") if said else None,
     )
+
+
+def _sustained(stage: StageSummary) -> Markup:
+    if stage.burst is None or stage.sustained is None:
+        return NONE
+    burst = f"burst {number(stage.burst.value)} ({interval(stage.burst.low, stage.burst.high)})"
+    return joined(figure(stage.sustained), below(burst))
 
 
 def _p50(quantity: Quantity | None) -> Markup:
