@@ -27,6 +27,7 @@ PORT = click.IntRange(1, 65535)
 ROUNDS = click.IntRange(6, 23)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 UP_PIPE = "DEMO_UP_PIPE"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def place(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,7 +99,7 @@ Both nodes run until `make demo-down`: http://{host}:{port} and http://{host}:{n
 
 The loop by hand, after `make fleet && . .venv/bin/activate`:
 
-  bench tune -i {inventory} --results {results} --threads 1,2,4 --ctx 512,1024 --batch 128 --budget 75s
+  bench tune -i {inventory} --results {results} --threads 1,2,4 --ctx 512,1024 --batch 128 --budget 90s
   ansible-playbook -i {inventory} bench/demo/profile.yml
   bench verify -i {inventory} --results {results} --rounds 8
   bench report -i {inventory} --results {results}
@@ -195,7 +196,8 @@ def _hold_in_background(where: Where) -> None:
 @contextmanager
 def ended_in_order() -> Iterator[None]:
     """SIGTERM and Ctrl-C end what was begun, in order; a second one does not hurry it."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
     try:
         yield
     except KeyboardInterrupt:
@@ -206,6 +208,8 @@ def ended_in_order() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -6,6 +6,7 @@ Owns the steps and the options that make them short. Must not know: how nodes ar
 from __future__ import annotations
 
 import ctypes
+import os
 import shlex
 import signal
 import subprocess
@@ -30,7 +31,7 @@ UNSURE, SLOWER = 3, 3  # exit statuses of bench tune and bench verify that are a
 class Effort:
     """How long the loop measures: a node's budget for the search, and rounds of old beside new."""
 
-    budget: str = "75s"
+    budget: str = "90s"
     rounds: int = 8
     max_tokens: int = 32
 
@@ -113,10 +114,16 @@ class Loop:
 
 
 def run(command: Sequence[str], nodes: Nodes) -> int:
-    """A command's exit status; it ends with us, whatever ends us. Raises: DemoFailed when a node ends meanwhile."""
+    """A command's exit status; it ends with us, whatever ends us. Raises: DemoFailed when a node ends meanwhile.
+
+    In a session of its own, so that a Ctrl-C reaches it through us.
+    """
     libc = ctypes.CDLL(None)
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
     )
     try:
         nodes.tend_until(lambda: process.poll() is not None)
@@ -127,10 +134,10 @@ def run(command: Sequence[str], nodes: Nodes) -> int:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """As a Ctrl-C would, which it may have had already."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        process.send_signal(number)
-        with suppress(subprocess.TimeoutExpired):
+    """With what it started itself."""
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+        with suppress(subprocess.TimeoutExpired, ProcessLookupError):
+            os.killpg(process.pid, number)
             process.wait(STOP_TIMEOUT_S)
             return
 
