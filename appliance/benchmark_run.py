@@ -36,7 +36,7 @@ from appliance.recordstream import RecordStream
 from appliance.residency import Residency
 
 TIME_LIMIT_S = 30 * 60  # so long a node may be taken from its users; 16 settings of a Pi fit
-WARM_UP_TOKENS = 32  # enough to touch all weights and buffers; on a Pi a whole answer would cost half a minute a load
+WARM_UP_TOKENS = 8  # enough to touch all weights and buffers; on a Pi a whole answer would cost half a minute a load
 RUNS_LIMIT = 1000  # more than a benchmark has
 RESTORE_ATTEMPTS = 2
 RESTORE_PAUSE_S = 1.0

@@ -120,7 +120,7 @@ def test_the_requests_fields_reach_the_engine(node: Node, engine: FakeHandle) ->
     benchmark(node, runs=1, max_tokens=40, temperature=1.5, top_p=0.5, top_k=7, system="Be brief.").json()
     warm_up, run = asked(engine)
     assert run["options"] == {**OWN, "num_predict": 40, "temperature": 1.5, "top_p": 0.5, "top_k": 7}
-    assert warm_up["options"]["num_predict"] == 32
+    assert warm_up["options"]["num_predict"] == 8
     assert [message["role"] for message in run["messages"]] == ["system", "user"]
     assert run["messages"][0]["content"].endswith(": Be brief.")
     assert run["messages"][1]["content"].endswith(": Why do apples fall?")

@@ -211,4 +211,4 @@ def test_warm_ups_are_short_whatever_the_runs_are() -> None:
     engine = FakeEngine()
     with Bench(engine, max_tokens=500, runs=1) as bench:
         list(bench.events)
-    assert [prompt.max_tokens for prompt, _ in engine.asked] == [32, 500]
+    assert [prompt.max_tokens for prompt, _ in engine.asked] == [8, 500]

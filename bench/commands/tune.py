@@ -57,8 +57,9 @@ class Written:
     help="MiB of memory that are to stay free.",
 )  # fmt: skip
 @click.option(
-    "--budget", "budget_s", type=Duration(), default="20m", show_default=True, help="Longest time of measuring a node."
-)
+    "--budget", "budget_s", type=Duration(),
+    help="Longest time of measuring a node. Not given: 0.8 blocks a setting (on a Pi some 20 minutes), at most 30m.",
+)  # fmt: skip
 @click.option("--ctx", "n_ctx", type=Numbers(128, 131072, is_whole=True), help="Values of N_CTX to try.")
 @click.option("--threads", "n_threads", type=Numbers(1, 256, is_whole=True), help="Values of N_THREADS to try.")
 @click.option("--batch", "n_batch", type=Numbers(8, 4096, is_whole=True), help="Values of N_BATCH to try.")

@@ -13,16 +13,16 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from appliance.benchmark_run import WARM_UP_TOKENS
+from bench.tuning.block import Question
 from bench.tuning.objective import Figures
 from bench.tuning.racing import Block
 from bench.tuning.space import Axis, Settings, Space
 
 DECODE_TOKENS_PER_S, PREFILL_TOKENS_PER_S = 5.3, 25.0
 LOAD_S = 6.0  # from the page cache, with repacking; an SD card takes 20 s
-CUT_OFF = 2.5  # times the fastest block's generating: what takes longer is ended there, and can be no winner
 RESTART_S = 25.0  # the engine's and the appliance's, with the play that changes them
-PROMPT_TOKENS, ANSWER_TOKENS = 64, 32
-WARM_UP_PROMPT_TOKENS, WARM_UP_TOKENS = 16, 8
+PROMPT_TOKENS, ANSWER_TOKENS = 80, Question().max_tokens  # a block's words with the chat template; its answer
 
 LIVE = (Axis("N_CTX", (512, 1024, 2048, 4096)), Axis("N_THREADS", (2, 3, 4)), Axis("N_BATCH", (64, 128, 256, 512)))
 RESTARTED = (
@@ -85,31 +85,26 @@ class Machine:
         self._slow, self._slow_at_s = rng.gauss(0, noise.slow), 0.0
         self._period_s, self._phase = rng.uniform(*noise.wave_period_s), rng.uniform(0, 2 * math.pi)
         self._group: object = None
-        self._fastest_s = math.inf
 
-    def block(self, settings: Settings) -> Block:
-        """Load, warm up, measure one generation, load the node's own settings again.
-
-        A generation that takes CUT_OFF times as long as the fastest did is ended there: these settings cannot win.
-        """
-        started_s = self.now_s
+    def block(self, settings: Settings, most_s: float | None = None) -> Block:
+        """Load, warm up, measure one generation, load the node's own settings again; ended after `most_s` of it."""
+        began_s = self.now_s
         env = settings.env
         group = tuple(env[axis.name] for axis in RESTARTED if axis.name in env)
-        self.now_s += LOAD_S + (RESTART_S if self._group not in (None, group) else 0.0)
+        self.now_s += RESTART_S if self._group not in (None, group) else 0.0
         self._group = group
+        ends_s = math.inf if most_s is None else self.now_s + most_s
         speed = self.surface(settings)
         decode, prefill = DECODE_TOKENS_PER_S * speed, PREFILL_TOKENS_PER_S * speed
-        warm_up_s = WARM_UP_PROMPT_TOKENS / prefill + WARM_UP_TOKENS / decode
-        self.now_s += warm_up_s
+        warm_s = self.now_s + LOAD_S + PROMPT_TOKENS / prefill + WARM_UP_TOKENS / decode
+        self.now_s = min(warm_s, ends_s)
         factor = math.exp(self._log_noise())
         ttft_s, tpot_s = PROMPT_TOKENS / prefill / factor, 1 / decode / factor
-        generating_s = ttft_s + (ANSWER_TOKENS - 1) * tpot_s
-        self._fastest_s = min(self._fastest_s, generating_s)
-        most_s = max(warm_up_s, CUT_OFF * self._fastest_s)
-        self.now_s += min(warm_up_s + generating_s, most_s) - warm_up_s + LOAD_S
-        cost_s = self.now_s - started_s
-        if warm_up_s + generating_s > most_s:
-            return Block(settings, "failed", cost_s, reason=f"{CUT_OFF:g} times slower than the fastest, cut off")
+        done_s = warm_s + ttft_s + (ANSWER_TOKENS - 1) * tpot_s
+        self.now_s = min(done_s, ends_s) + LOAD_S
+        cost_s = self.now_s - began_s
+        if done_s > ends_s:
+            return Block(settings, "failed", cost_s, reason="took too long")
         if self.rng.random() < self.noise.invalid:
             return Block(settings, "invalid", cost_s, reason="throttled")
         figures = Figures(1 / tpot_s, ttft_s * 1000, tpot_s * 1000, memory_mib(settings))

@@ -10,6 +10,7 @@ from contextlib import closing
 from statistics import median
 from typing import Any
 
+import gevent
 import msgspec
 
 from appliance.benchmark_report import Setting
@@ -105,10 +106,12 @@ def ask(
     question: Question,
     streams: int = 1,
     on_stage: Callable[[str], None] = lambda stage: None,
+    most_s: float | None = None,
 ) -> Answer:
     """Have the node measure itself. What `env` does not name keeps the node's own value.
 
     streams: generations at the same time. on_stage: is told waiting, warming_up, measuring, restoring.
+    most_s: after so long of loading and generating it is ended; waiting for the node does not count.
     Raises: SettingsRefused, Busy, Gone, WrongKey.
     """
     body: dict[str, Any] = {
@@ -121,17 +124,25 @@ def ask(
     if streams > 1:
         body["streams"] = streams
     answer = None
+    limit = gevent.Timeout(most_s, SettingsRefused(f"{target.name}: took much longer than others, and was ended."))
     try:
         with closing(events(target, "/benchmark", msgspec.json.encode(body), PATIENCE)) as told:
             for name, data in told:
                 if name == "progress":
-                    on_stage(str(msgspec.json.decode(data).get("stage")))
+                    stage = str(msgspec.json.decode(data).get("stage"))
+                    on_stage(stage)
+                    if stage == "restoring":
+                        limit.cancel()
+                    elif stage != "waiting" and not limit.pending:
+                        limit.start()
                 elif name == "result":
                     answer = msgspec.json.decode(data, type=Answer)
     except RequestFailed as failed:
         raise meaning(target, failed.failure) from None
     except (msgspec.MsgspecError, AttributeError) as error:
         raise Gone(f"{target.name}: POST /benchmark gave what no appliance sends: {error}.") from error
+    finally:
+        limit.close()
     if answer is None or not answer.measured:
         raise Gone(f"{target.name}: the benchmark ended without its result.")
     return answer

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
+from statistics import fmean
 from typing import Literal
 
 from bench.statistics.additive import Fit
@@ -11,6 +12,7 @@ from bench.statistics.intervals import LEVEL, student
 from bench.tuning.space import Settings
 
 LEAST_BLOCKS = 2
+PROMISING = 3
 SURPRISE = 0.36  # log: what else runs on a machine may take 30 % of the speed of one block
 LEAST_ALPHA = 1e-6
 
@@ -127,9 +129,18 @@ class Judgement:
         """The settings with the highest effects that are not out."""
         return sorted((s for s in self.eligible if s not in self.worse), key=lambda s: -self.fit.effects[s])[:count]
 
-    def mean_effect(self, of: Iterable[Settings]) -> float:
-        known = [self.fit.effects[s] for s in of if s in self.fit.effects]
-        return sum(known) / len(known) if known else -math.inf
+    def promise(self, neighbours: Iterable[Settings], ruled_out: Container[Settings]) -> float:
+        """What settings may be worth, by those of their neighbours that were measured: the mean of the best PROMISING.
+
+        Not of all, since what lies before an edge has neighbours behind it. What was ruled out is as bad as the worst.
+        """
+        worst = min(self.fit.effects.values())
+        known = [
+            worst if s in ruled_out else self.fit.effects[s]
+            for s in neighbours
+            if s in ruled_out or s in self.fit.effects
+        ]
+        return fmean(sorted(known)[-PROMISING:]) if known else -math.inf
 
     def fate(self, settings: Settings) -> FateName:
         """Of settings that were measured."""

@@ -100,7 +100,7 @@ class Meter:
         self._looked = node_facts.look(self._target, "before", self._now_s())
         return self._looked
 
-    def block(self, settings: Settings, streams: int = 1) -> BlockRecord:
+    def block(self, settings: Settings, streams: int = 1, most_s: float | None = None) -> BlockRecord:
         """Measure these settings once, whatever it takes; see `_measure` for what may come of it.
 
         A node that is busy or silent is asked again after PAUSES_S, in which it may even boot. Raises: BenchError after
@@ -111,7 +111,7 @@ class Meter:
             try:
                 if self._looked is None:
                     self.begin()
-                return self._measure(settings, streams, began_s)
+                return self._measure(settings, streams, began_s, most_s)
             except (Busy, Gone, NotReady, Unreachable):
                 self._looked = None
                 if pause_s is None:
@@ -132,12 +132,13 @@ class Meter:
             ) from error
         self._in_force.temporary = None
 
-    def _measure(self, settings: Settings, streams: int, began_s: float) -> BlockRecord:
+    def _measure(self, settings: Settings, streams: int, began_s: float, most_s: float | None) -> BlockRecord:
         """One block.
 
         1. The settings that need a restart are deployed, where others are in force.
         2. The board is let cool down.
-        3. Refused settings are "failed". 4. What speaks against the block makes it "invalid".
+        3. Settings that are refused, or take longer than `most_s`, are "failed".
+        4. What speaks against the block makes it "invalid".
         Raises: Busy, Gone, Unreachable, WrongKey, RunFileError.
         """
 
@@ -153,7 +154,7 @@ class Meter:
         has_clocks = board_validity.clock_mhz(before) is not None
         try:
             on_stage = watch.on_stage if has_clocks else lambda stage: None
-            answer = block.ask(self._target, block.live(settings), self._question, streams, on_stage)
+            answer = block.ask(self._target, block.live(settings), self._question, streams, on_stage, most_s)
         except SettingsRefused as refused:  # 3
             return record(status="failed", reason=str(refused))
         finally:

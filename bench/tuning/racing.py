@@ -28,7 +28,13 @@ MARGIN = 0.02
 ROUND = 8  # settings: with a block's 22 s three minutes, within which drift is small
 FRESH = 6  # of them at most so many that were not visited yet
 LEADERS = 2  # whose neighbours are visited: of two settings, since the better one may only have been lucky
+EXPLORING = 0.8  # of the budget: the rest goes to those who may have won
+CUT_OFF = 2.0  # times the fastest block: a load from an SD card instead of the page cache stays below
 ATTEMPTS = 3
+
+# Where no budget is asked for: 40 % of what it takes to measure every setting twice, which is about what an exhaustive
+# search needs itself (docs/tuning.md), and not much longer than that is on a node of which half the settings are slow.
+USUAL_SHARE, USUAL_LEAST_BLOCKS, USUAL_S = 0.4, 24, 1800.0
 
 Status = Literal["measured", "invalid", "failed"]
 Stopped = Literal["sure", "budget", "no candidates"]
@@ -63,7 +69,7 @@ class Plan:
     default: Settings
     objective: Objective = "throughput"
     limits: Limits = field(default_factory=Limits)
-    budget_s: float = 1200.0
+    budget_s: float = USUAL_S
     most_blocks: int | None = None
     margin: float = MARGIN
     seed: int = 0
@@ -114,12 +120,18 @@ class Outcome:
     grid: int
 
 
+def usual_blocks(settings: int) -> int:
+    """The blocks of a race of so many settings for which nobody named a budget."""
+    return max(USUAL_LEAST_BLOCKS, int(USUAL_SHARE * 2 * settings))
+
+
 class Race:
     """One race; see the module.
 
-    1. The first round: the default, and the corners and the middle of what needs no restart.
+    1. The first round: the default, and the middle and the corners of what needs no restart.
     2. Between rounds the data are judged (`Judgement`). The next round: leader and winner; up to FRESH neighbours, not
-       visited yet, of the LEADERS best; and the contenders.
+       visited yet, of the LEADERS best, until EXPLORING of the budget is spent; and the contenders. The last one has
+       no more settings than there is room for: a round that ends before its leader was measured compares nothing.
     3. Neither neighbours nor contenders: sure. What was not visited is taken to be no better than what lies between it
        and the leaders: a peak that rises alone among bad neighbours is not found.
     """
@@ -140,11 +152,12 @@ class Race:
         self._not_measured: dict[Settings, str] = {}
         self._worse: set[Settings] = set()
         self._judged: Judgement | None = None
+        self._fastest_s: dict[object, float] = {}
         self._spent_share = 0.0
         self._round = 0
         self._group = plan.space.group(plan.default)
         starts = (s for s in plan.space.starts(plan.default) if s in self._candidates)
-        self._begin(list(dict.fromkeys((plan.default, *starts))))
+        self._begin(list(dict.fromkeys((plan.default, *starts))), in_order=2)
 
     @classmethod
     def resumed(cls, plan: Plan, blocks: Iterable[Block]) -> Race:
@@ -157,6 +170,23 @@ class Race:
     @property
     def cost_s(self) -> float:
         return sum(self.costs_s)
+
+    @property
+    def left_s(self) -> float:
+        """How long it may still take, at most."""
+        left_s = max(0.0, self.plan.budget_s - self.cost_s)
+        return min(left_s, self._room * median(self.costs_s)) if self.costs_s else left_s
+
+    @property
+    def most_s(self) -> float | None:
+        """How long the next block may take before it is to be ended as "failed"; None: as long as it does.
+
+        CUT_OFF times the fastest block that had as much to do, so slow settings do not eat the budget. Never the
+        default, which others are to beat by what they do.
+        """
+        settings = self.wanted[0]
+        fastest_s = self._fastest_s.get(self.plan.space.group(settings))
+        return None if fastest_s is None or settings == self.plan.default else CUT_OFF * fastest_s
 
     @property
     def best_so_far(self) -> Settings | None:
@@ -181,17 +211,18 @@ class Race:
         elif block.status == "failed" or block.figures is None:
             self._ruled_out[block.settings] = block.reason
         else:
+            self._fastest_s[self._group] = min(block.cost_s, self._fastest_s.get(self._group, block.cost_s))
             self._take_figures(block.settings, block.figures)
-        if not self._has_room:
+        if not self._room:
             self._end("budget", self._judge())
         elif not self.wanted:
             self._turn()
 
     @property
-    def _has_room(self) -> bool:
-        if self.plan.most_blocks is not None and len(self.costs_s) >= self.plan.most_blocks:
-            return False
-        return self.plan.budget_s - self.cost_s >= median(self.costs_s)
+    def _room(self) -> int:
+        """For so many blocks there is budget left."""
+        by_time = max(0, int((self.plan.budget_s - self.cost_s) / max(median(self.costs_s), 1e-3)))
+        return by_time if self.plan.most_blocks is None else min(by_time, self.plan.most_blocks - len(self.costs_s))
 
     @property
     def _share_of_budget(self) -> float:
@@ -222,7 +253,9 @@ class Race:
             self._end("sure", judged)
             return
         connecting = judged.connecting() if judged else []
-        self._begin(list(dict.fromkeys((*connecting, *fresh[:FRESH], *contenders)))[:ROUND])
+        if contenders and self._share_of_budget > EXPLORING:
+            fresh = []
+        self._begin(list(dict.fromkeys((*connecting, *fresh[:FRESH], *contenders)))[: min(ROUND, self._room)])
 
     def _judge(self) -> Judgement | None:
         """A look at the data, which costs its part of ALPHA; None while there are none."""
@@ -253,7 +286,7 @@ class Race:
         return [s for s in alive if self.plan.limits.may_yet_be_met_by(self._blocks[s])]
 
     def _fresh(self, judged: Judgement | None) -> list[Settings]:
-        """Candidates not visited yet, those whose known neighbours are best first. Without a leader, all.
+        """Candidates not visited yet, the most promising first. Without a leader, all.
 
         A restart's neighbours come first, as soon as the leader is no single block's luck: what they change is large,
         and all that is visited in the wrong group is visited in vain.
@@ -263,7 +296,7 @@ class Race:
             return [s for s in space.settings if s in self._candidates and s not in seen]
         beside = dict.fromkeys(s for best in judged.promising(LEADERS) for s in space.neighbours(best))
         near = [s for s in beside if s in self._candidates and s not in seen]
-        near.sort(key=lambda s: -judged.mean_effect(space.neighbours(s)))
+        near.sort(key=lambda s: -judged.promise(space.neighbours(s), self._ruled_out))
         home = space.group(judged.leader)
         inside = [s for s in near if space.group(s) == home]
         across = [s for s in near if space.group(s) != home]
@@ -271,8 +304,11 @@ class Race:
             return inside or across
         return across + inside
 
-    def _begin(self, settings: Sequence[Settings]) -> None:
-        """A round: chance decides the order, within what one restart serves."""
+    def _begin(self, settings: Sequence[Settings], in_order: int = 0) -> None:
+        """A round: chance decides the order, within what one restart serves; but not that of the first `in_order`.
+
+        What the very first block takes is what later ones are cut off by, so it is the default's.
+        """
         self._round += 1
         self._invalid.clear()
         rng = random.Random(f"{self.plan.seed}/{self._round}")
@@ -283,6 +319,7 @@ class Race:
         for one in groups:
             members = [s for s in settings if group(s) == one]
             rng.shuffle(members)
+            members.sort(key=lambda s: (*settings[:in_order], s).index(s))
             self.wanted.extend(members)
 
     def _end(self, stopped: Stopped, judged: Judgement | None) -> None:

@@ -28,7 +28,7 @@ class NodeTune(Sitting):
         self._tell(race)
         while race.outcome is None:
             settings, is_last_of_round = race.wanted[0], len(race.wanted) == 1
-            record = self._meter.block(settings, streams_of(settings, run.plan.objective))
+            record = self._meter.block(settings, streams_of(settings, run.plan.objective), race.most_s)
             run.blocks.append(record)
             race.tell(record.block)
             self._round += is_last_of_round
@@ -38,11 +38,10 @@ class NodeTune(Sitting):
         run.profile = tuned.profile(run)
 
     def _tell(self, race: Race) -> None:
-        budget_s = self.run.plan.budget_s
-        spent_s = min(budget_s, race.cost_s)
         stage, best = f"round {self._round + 1}", best_so_far(race, self.run)
-        left_s = budget_s - spent_s
-        self._around.tell(Progress(self.run.node, stage, round(spent_s), round(budget_s), left_s, best, "s at most"))
+        spent_s, left_s = race.cost_s, 0.0 if race.outcome else race.left_s
+        total = round(spent_s + left_s)
+        self._around.tell(Progress(self.run.node, stage, round(spent_s), total, left_s, best, "s at most"))
 
 
 def best_so_far(race: Race, run: TuneRun) -> str:

@@ -15,7 +15,7 @@ from bench.knobs import KNOBS
 from bench.statistics.intervals import mean_interval
 from bench.tuning.block import Ran
 from bench.tuning.objective import Figures, Limits, Objective, score
-from bench.tuning.racing import MARGIN, Outcome, Plan
+from bench.tuning.racing import MARGIN, USUAL_S, Outcome, Plan, usual_blocks
 from bench.tuning.space import Axis, Settings, Space, Value
 from bench.tuning.tune_file import TuneRun
 
@@ -32,14 +32,14 @@ SIGNIFICANCE = 0.05
 class Wanted:
     """What is to be tuned for, of all nodes alike. Values: None is what suits the node.
 
-    headroom_mib: memory that is to stay free.
+    headroom_mib: memory that is to stay free. budget_s: None is the usual one (`usual_blocks`, USUAL_S).
     """
 
     objective: Objective = "throughput"
     min_ctx: int | None = None
     max_ttft_ms: float | None = None
     headroom_mib: float = 512.0
-    budget_s: float = 1200.0
+    budget_s: float | None = None
     margin: float = MARGIN
     n_ctx: tuple[int, ...] | None = None
     n_threads: tuple[int, ...] | None = None
@@ -78,9 +78,10 @@ def plan(wanted: Wanted, node: Mapping[str, Any] | None, own: Mapping[str, Value
     total_mib = _at(node, "memory", "total_mib")
     most_mib = None if total_mib is None else total_mib - wanted.headroom_mib
     limits = Limits(wanted.min_ctx, wanted.max_ttft_ms, most_mib)
-    return Plan(
-        Space(axes, impossible), default, wanted.objective, limits, wanted.budget_s, None, wanted.margin, wanted.seed
-    )
+    space = Space(axes, impossible)
+    most_blocks = None if wanted.budget_s else usual_blocks(sum(map(limits.admits, space.settings)))
+    budget_s = wanted.budget_s or USUAL_S
+    return Plan(space, default, wanted.objective, limits, budget_s, most_blocks, wanted.margin, wanted.seed)
 
 
 def profile(run: TuneRun, at: datetime | None = None) -> TunedProfile | None:
