@@ -11,7 +11,8 @@ from tests.hosts.fleet import Node
 
 MINE = b"# What people write stays as it is.\nappliance_max_queue_size:    7\r\n"
 # A context that no node has and a limit that demands it: whatever the speed is, the profile differs from the default.
-RACE = ("--ctx=1024", "--min-ctx=1024", "--threads=1", "--batch=64", "--max-tokens=8", "--budget=15s", "--force")
+# The one is much slower than the other on any machine, so the race is soon sure, long before the budget's end.
+RACE = ("--ctx=1024", "--min-ctx=1024", "--threads=1,8", "--batch=128", "--max-tokens=8", "--budget=3m", "--force")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ import pytest
 
 from tests.hosts.fleet import Node
 
+OF_NO_RESTART = {"ctx": "N_CTX", "threads": "N_THREADS", "batch": "N_BATCH"}
+RACE = ("--restarts", "--slots=2", "--max-tokens=8", "--budget=40s", "--force")
 Starts = list[dict[str, str | None]]
 
 
@@ -32,8 +34,8 @@ class Tuned:
 def tuned(nodes: list[Node]) -> Tuned:
     node, before = nodes[0], loop.engine_starts(nodes[0])
     files, own = [loop.file_of(node, name).read_bytes() for name in ("tuned.yml", "mine.yml")], loop.profile(node)
-    same = ("--ctx=1024", "--threads=1", f"--batch={own['env']['N_BATCH']}", "--max-tokens=8")
-    _, told = loop.bench("tune", f"--limit={node.name}", "--restarts", *same, "--budget=30s", "--force")
+    same = [f"--{option}={own['env'][name]}" for option, name in OF_NO_RESTART.items()]
+    _, told = loop.bench("tune", f"--limit={node.name}", *same, *RACE)
     starts = loop.engine_starts(node)[len(before) :]
     run = json.loads(Path(told["nodes"][0]["file"]).read_text())
     return Tuned(node, *files, own["env"], starts, run)
