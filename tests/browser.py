@@ -1,6 +1,8 @@
 """Debian's Chromium, spoken to over the pipe of its DevTools protocol: no driver, no package, no port.
 
 https://chromedevtools.github.io/devtools-protocol/ names the methods; messages are JSON, each ended by a NUL byte.
+
+python tests/browser.py REPORT.html PICTURE.png [WIDTH [HEIGHT]]     shows the top of a page, as docs/images has it
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import os
 import select
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,8 +71,8 @@ class Browser:
         return told["result"].get("value")
 
     def picture(self, path: Path) -> None:
-        """All of the page as PNG."""
-        told = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        """What `look` made visible, as PNG."""
+        told = self.call("Page.captureScreenshot")
         path.write_bytes(base64.b64decode(told["data"]))
 
     def printed(self) -> bytes:
@@ -143,3 +147,14 @@ def running_browser(folder: Path) -> Iterator[Browser]:
                 process.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def main(page: str, picture: str, width_px: str = "1280", height_px: str = "1200") -> None:
+    with tempfile.TemporaryDirectory() as folder, running_browser(Path(folder)) as browser:
+        browser.look(int(width_px), height_px=int(height_px))
+        browser.open(Path(page).resolve().as_uri())
+        browser.picture(Path(picture))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
