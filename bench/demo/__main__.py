@@ -99,9 +99,9 @@ Both nodes run until `make demo-down`: http://{host}:{port} and http://{host}:{n
 
 The loop by hand, after `make fleet && . .venv/bin/activate`:
 
-  bench tune -i {inventory} --results {results} --threads 1,2,4 --ctx 512,1024 --batch 128 --budget 90s
+  bench tune -i {inventory} --results {results} --threads 1,2,4 --ctx 512,1024 --batch 128 --budget 90s --max-tokens 64
   ansible-playbook -i {inventory} bench/demo/profile.yml
-  bench verify -i {inventory} --results {results} --rounds 8
+  bench verify -i {inventory} --results {results} --rounds 8 --max-tokens 64
   bench report -i {inventory} --results {results}
 """
 

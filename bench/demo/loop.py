@@ -33,7 +33,7 @@ class Effort:
 
     budget: str = "90s"
     rounds: int = 8
-    max_tokens: int = 32
+    max_tokens: int = 64
 
 
 class Loop:
