@@ -65,6 +65,12 @@ class Deployed:
         paths = sorted(self.calls_at.glob("*.call"), key=lambda path: int(path.stem))
         return [json.loads(path.read_text()) for path in paths]
 
+    @property
+    def slots_in_force(self) -> int | None:
+        """What was deployed last, and has come to its end."""
+        done = [call["env"] for number, call in enumerate(self.calls, 1) if (self.calls_at / f"{number}.done").exists()]
+        return done[-1]["MAX_CONCURRENT_REQUESTS"] if done and isinstance(done[-1], dict) else None
+
     def stop(self) -> None:
         self.is_over = True
         self.thread.join()
@@ -92,7 +98,7 @@ class Deployed:
 
 @pytest.fixture
 def deployed(engine: FakeHandle, tmp_path: Path) -> Iterator[Deployed]:
-    engine.turn(tokens_per_s=200)
+    engine.turn(tokens_per_s=100)
     found = Deployed(tmp_path, engine)
     yield found
     found.stop()
@@ -131,6 +137,50 @@ def test_an_interrupted_tune_puts_the_nodes_own_settings_back(bench: Bench, depl
     path = runfile.newest(bench.results, "pi1", tune_file.KIND)
     assert path is not None
     assert runfile.read(path, TuneRun).temporary_env is None
+
+
+def killed_while_others_are_in_force(bench: Bench, deployed: Deployed, engine: FakeHandle) -> TuneRun:
+    """A tune that was killed after it had deployed settings for measuring."""
+    process = bench.start("tune", *AXES, "--slots", "4")
+    wait_until(lambda: deployed.slots_in_force == 4, "other slots were deployed", deadline_s=4 * DEADLINE_S)
+    engine.turn(tokens_per_s=5)
+    begun = engine.state()["generations"]
+    wait_until(lambda: engine.state()["generations"] > begun, "it is being measured")
+    process.kill()
+    process.communicate()
+    engine.turn(tokens_per_s=100)
+    path = runfile.newest(bench.results, "pi1", tune_file.KIND)
+    assert path is not None
+    run = runfile.read(path, TuneRun)
+    assert run.temporary_env is not None
+    assert deployed.node.health()["max_concurrent"] == 4
+    return run
+
+
+@pytest.mark.parametrize(
+    "command", [("tune", "--ctx", "512", "--threads", "4", "--batch", "128"), ("tune", "--resume")]
+)
+def test_after_a_kill_the_next_tune_puts_the_nodes_own_settings_back_first(
+    bench: Bench, deployed: Deployed, engine: FakeHandle, command: tuple[str, ...]
+) -> None:
+    killed = killed_while_others_are_in_force(bench, deployed, engine)
+    before = len(deployed.calls)
+    (told,) = bench.told(*command, *(() if "--resume" in command else ("--max-tokens", "8")))["nodes"]
+    assert deployed.calls[before]["env"] is None
+    assert deployed.calls[-1]["env"] is None
+    assert deployed.node.health()["max_concurrent"] == 1
+    assert (told["run"] == killed.id) == ("--resume" in command)
+    left = runfile.read(bench.results / "pi1" / f"{killed.id}.json", TuneRun)
+    assert left.temporary_env is None
+
+
+def test_after_a_kill_nobody_measures_the_node_as_if_these_were_its_own_settings(
+    bench: Bench, deployed: Deployed, engine: FakeHandle
+) -> None:
+    killed = killed_while_others_are_in_force(bench, deployed, engine)
+    problem = bench.told("run", "--requests", "2", status=1)["problems"]["pi1"]
+    assert f"a bench that was killed ({killed.id}) left settings for measuring in force" in problem
+    assert "ansible-playbook ansible/profile.yml --limit pi1,localhost" in problem
 
 
 def test_what_cannot_be_deployed_is_ruled_out_with_the_playbooks_words(bench: Bench, deployed: Deployed) -> None:

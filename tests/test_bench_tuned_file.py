@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -370,6 +372,27 @@ def test_whatever_call_fails_at_the_first_profile_there_is_none_or_a_whole_one(t
 def test_whatever_call_fails_while_going_back_a_whole_profile_stands(tmp_path: Path, error: Any) -> None:
     for inventory in every_step(tmp_path, two_profiles, lambda i: tuned_file.restore(i, NODE), error):
         assert env_of(inventory) in (FIRST.env, SECOND.env)
+
+
+def _write_for_ever(inventory: Path) -> None:
+    while True:
+        for each in (FIRST, SECOND, THIRD):
+            tuned_file.write(inventory, NODE, each)
+
+
+def test_a_real_kill_in_the_middle_of_writing_leaves_a_whole_profile(tmp_path: Path, tuned: Path) -> None:
+    tuned_file.write(tmp_path, NODE, FIRST)
+    for _ in range(5):
+        writer = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(tmp_path,))
+        before = tuned.stat().st_ino
+        writer.start()
+        while tuned.stat().st_ino == before:
+            pass
+        os.kill(writer.pid or 0, signal.SIGKILL)
+        writer.join()
+        assert env_of(tmp_path) in (FIRST.env, SECOND.env, THIRD.env)
+    tuned_file.write(tmp_path, NODE, msgspec.structs.replace(FIRST, env={"N_CTX": 640}))
+    assert names(tuned) <= {"tuned.yml", ".tuned.previous.yml"}
 
 
 def test_a_disk_that_takes_a_part_of_each_write_gets_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

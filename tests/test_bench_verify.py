@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -73,6 +74,25 @@ def test_telling_a_verdict_again_puts_nothing_back_twice(bench: Bench, engine: F
     found = bench.profile()
     assert found is not None
     assert found.env == OTHER
+
+
+def test_a_verdict_that_could_not_be_remembered_puts_nothing_back_twice(bench: Bench, engine: FakeHandle) -> None:
+    engine.turn(factors="num_thread=1:1.3")
+    (told,) = bench.told("verify", *QUICK, status=EXIT_SLOWER)["nodes"]
+    document = json.loads(Path(told["file"]).read_bytes())
+    Path(told["file"]).write_text(json.dumps({**document, "restored": False}))
+    bench.told("verify", "--resume", status=EXIT_SLOWER)
+    found = bench.profile()
+    assert found is not None
+    assert found.env == OTHER
+
+
+def test_a_profile_that_was_measured_on_another_model_is_not_verified(bench: Bench) -> None:
+    path = tuned_file.path_of(bench.inventory, "pi1")
+    path.write_text(path.read_text().replace("model_digest: null", 'model_digest: "0000"'))
+    (told,) = bench.told("verify", *QUICK, status=1)["nodes"]
+    assert "pi1: its profile is stale: the model's digest was 0000 when it was measured" in told["problem"]
+    assert "bench tune --limit pi1" in told["problem"]
 
 
 def test_the_first_profile_is_compared_with_the_defaults(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
