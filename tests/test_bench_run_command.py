@@ -10,12 +10,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from fake_clock import FakeClock
+from gevent.event import Event
 from harness import DEADLINE_S, PROJECT, Node, free_port, running_node, wait_until
 
 from bench.fake.handle import FakeHandle
-from bench.running import runfile
-from bench.running.samples import KIND, Run
+from bench.running import node_facts, runfile
+from bench.running.client import Target
+from bench.running.cooling import PAUSE_S, Cooling
+from bench.running.node_run import Progress
+from bench.running.samples import KIND, ClosedLoop, Facts, Run, Settings
+from bench.running.session import Session
 
 pytestmark = pytest.mark.tier2
 
@@ -209,3 +216,23 @@ def test_requests_of_others_make_the_run_invalid(node: Node, engine: FakeHandle,
     out, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 3
     assert "other_requests" in [mark["code"] for mark in json.loads(out)["runs"][0]["marks"]]
+
+
+def test_each_stage_begins_on_a_board_that_was_let_cool_down(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temperatures_c, look = iter([75.0, 74.0, 70.0, 73.0, 65.0, 65.0]), node_facts.look
+
+    def as_on_a_pi(*arguments: Any) -> Facts:
+        found = look(*arguments)
+        return msgspec.structs.replace(found, node={**(found.node or {}), "temperature_c": next(temperatures_c)})
+
+    monkeypatch.setattr(node_facts, "look", as_on_a_pi)
+    clock, told = FakeClock(0.0), list[Progress]()
+    session = Session(tmp_path, told.append, Event(), Cooling(70.0, clock, clock.advance))
+    settings = Settings(seed=1, prompt_tokens=(48,), max_tokens=2, loads=(ClosedLoop(1), ClosedLoop(2)), requests=2)
+    (measured,) = session.measure([Target("pi1", f"http://127.0.0.1:{node.port}", node.key)], settings)
+    assert measured.problem == ""
+    pauses = [progress.stage for progress in told if progress.unit == "pause"]
+    assert pauses == ["cooling down from 75 °C", "cooling down from 74 °C", "cooling down from 73 °C"]
+    assert clock.now == 3 * PAUSE_S
