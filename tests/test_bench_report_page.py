@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from statistics import median
 
 import msgspec
 from report_page import node_of, page_of
@@ -11,8 +12,11 @@ from report_results import FASTER, SLOWER, TOKENS, UNDERVOLTAGE, measured_run, n
 from bench.report.parts import interval, share
 from bench.running.run_table import number
 from bench.running.samples import Run
+from bench.tuning.blocks import BlockRecord
+from bench.tuning.objective import Figures
 from bench.tuning.space import Settings
-from bench.tuning.verify_file import VerifyRun
+from bench.tuning.tune_file import TuneRun
+from bench.tuning.verify_file import Round, VerifyRun
 
 
 def test_it_loads_nothing_from_anywhere_and_runs_no_script() -> None:
@@ -164,3 +168,49 @@ def test_what_a_load_sustained_stands_beside_its_burst() -> None:
     assert f"{number(stage.sustained.value)} {interval(stage.sustained.low, stage.sustained.high)}" in told(long)
     assert f"burst {number(stage.burst.value)} ({interval(stage.burst.low, stage.burst.high)})" in told(long)
     assert "burst" not in told(short)
+
+
+def told_by(*found: TuneRun | VerifyRun) -> str:
+    for each in found:
+        each.fingerprint = {"model": "qwen2.5:3b", "node": node_facts()}
+    return page_of(node_of(*found)).text
+
+
+def rounds(old: float, new: float) -> list[Round]:
+    def block(settings: Settings, rate: float) -> BlockRecord:
+        figures = Figures(decode_tokens_per_s=rate, ttft_ms=1.0, tpot_ms=1.0)
+        return BlockRecord(settings=settings, status="measured", began_s=0.0, cost_s=1.0, figures=figures)
+
+    return [Round(block(Settings.of(N_CTX=512), old), block(Settings.of(N_CTX=1024), new)) for _ in range(12)]
+
+
+def test_a_node_that_was_only_tuned_is_shown_by_its_winners_blocks() -> None:
+    tune = tuned()
+    assert tune.outcome
+    assert tune.outcome.winner
+    assert tune.outcome.winner.figures
+    text = told_by(tune)
+    own = [
+        b.figures.decode_tokens_per_s for b in tune.blocks if b.settings == tune.outcome.winner.settings and b.figures
+    ]
+    assert f"{number(median(own))} no interval · n\N{NO-BREAK SPACE}{len(own)} blocks of bench tune" in text
+    assert "% of 6.79" in text
+    assert "Raspberry Pi 5" in text
+    assert "1 node, 0 runs, 1 tune, 0 verifications" in text
+
+
+def test_a_verification_that_is_newer_stands_for_a_node_by_the_profile_that_it_left() -> None:
+    proof = verified(rounds=rounds(5.0, 6.0))
+    assert "6.00 6.00 to 6.00 · n\N{NO-BREAK SPACE}12 blocks of bench verify" in told_by(tuned(), proof)
+    back = verified(rounds=rounds(5.0, 4.0), verdict=SLOWER, restored=True)
+    assert "5.00 5.00 to 5.00" in told_by(tuned(), back)
+
+
+def test_blocks_of_several_streams_are_no_speed_of_one() -> None:
+    tune = tuned()
+    tune.blocks = [msgspec.structs.replace(block, streams=2) for block in tune.blocks]
+    assert "blocks of bench tune" not in told_by(tune)
+
+
+def test_a_run_stands_before_any_blocks() -> None:
+    assert "blocks of bench" not in page_of(node_of(measured_run(), tuned())).text

@@ -18,7 +18,7 @@ from bench.running import runfile
 from bench.running.outcome import Outcome, outcome
 from bench.running.runfile import RunFileError
 from bench.running.samples import ClosedLoop, Mark, Run
-from bench.running.summary import Quantity, StageSummary
+from bench.running.summary import Quantity, StageSummary, quantity
 from bench.tuning import tune_file, verify_file
 from bench.tuning.tune_file import TuneRun
 from bench.tuning.verify_file import VerifyRun
@@ -75,6 +75,20 @@ class RunView:
 
 
 @dataclass(frozen=True)
+class BlockSpeed:
+    """Decode tokens/s of one stream, and what the node said of itself, by the blocks of a tune or a verification.
+
+    Of the tune's winner, or of the profile that the verification left. source: the command.
+    """
+
+    source: str
+    started_at: str
+    decode_tokens_per_s: Quantity
+    fingerprint: dict[str, Any]
+    throttling: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
 class NodeView:
     """One node: what was measured, from the oldest to the newest, and its profile in the inventory, if it has one."""
 
@@ -90,6 +104,13 @@ class NodeView:
         usable = [run for run in self.runs if run.is_usable]
         measured = [run for run in self.runs if run.outcome.stages]
         return next(iter([*usable[-1:], *measured[-1:], *self.runs[-1:]]), None)
+
+    @property
+    def blocks(self) -> BlockSpeed | None:
+        """The newest there are: for a node that no usable run tells of."""
+        measured: list[TuneRun | VerifyRun] = [*self.tunes, *self.verifications]
+        speeds = [found for each in measured if (found := block_speed(each))]
+        return max(speeds, key=lambda found: found.started_at, default=None)
 
     @property
     def tune(self) -> TuneRun | None:
@@ -149,6 +170,23 @@ def view(run: Run) -> RunView:
         throttling=throttling(told),
         temperatures_c=_temperatures(told),
     )
+
+
+def block_speed(run: TuneRun | VerifyRun) -> BlockSpeed | None:
+    """None where no block of one stream was measured with what was chosen."""
+    if isinstance(run, VerifyRun):
+        blocks = [each.old if run.restored else each.new for each in run.counted]
+    else:
+        winner = run.outcome.winner.settings if run.outcome and run.outcome.winner else None
+        blocks = [each for each in run.blocks if each.settings == winner]
+    found = quantity([each.figures.decode_tokens_per_s for each in blocks if each.figures and each.streams == 1])
+    if found is None:
+        return None
+    looks = [run.before, *(look for each in blocks for look in (*each.during, each.facts))]
+    told = [node for look in looks if look and (node := sound(look.node))]
+    node = sound(run.fingerprint.get("node")) or next(iter(told), None)
+    source = "bench verify" if isinstance(run, VerifyRun) else "bench tune"
+    return BlockSpeed(source, run.started_at, found, {**run.fingerprint, "node": node}, throttling(told))
 
 
 def sound(node: Any) -> dict[str, Any] | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from bench import roofline
 from bench.report import charts
@@ -48,9 +49,9 @@ def attention(nodes: Sequence[NodeView], anchors: Sequence[str]) -> Markup | Non
 
 def fleet(nodes: Sequence[NodeView], anchors: Sequence[str], now: datetime) -> Markup:
     """Side by side, in the order of their names, so that a node is found."""
-    singles = [run.single for node in nodes if (run := node.shown)]
-    highs = [max(q.p50.value, q.p50.high or 0.0) for single in singles if single for q in single[1:]]
-    scale = Scale.from_zero(highs)
+    singles = [run.single[1] for node in nodes if (run := node.shown) and run.single]
+    by_blocks = [blocks.decode_tokens_per_s for node in nodes if not node.shown and (blocks := node.blocks)]
+    scale = Scale.from_zero([max(q.p50.value, q.p50.high or 0.0) for q in (*singles, *by_blocks)])
     rows = [_fleet_row(node, anchor, scale, now) for node, anchor in zip(nodes, anchors, strict=True)]
     heads = (
         "Node", "Board", "Model", "", "Decode tokens/s", "Most tokens/s", "Of roofline", "Throttled", "Profile",
@@ -58,8 +59,8 @@ def fleet(nodes: Sequence[NodeView], anchors: Sequence[str], now: datetime) -> M
     )  # fmt: skip
     foot = ("", "", "", charts.axis(scale), *("" for _ in heads[4:]))
     caption = (
-        "Decode speed of one stream: median with its 95 % interval, of each node's newest valid run. "
-        "Most: all streams together, at the load that gave most"
+        "Decode speed of one stream: median with its 95 % interval, of each node's newest valid run; without one, of "
+        "the blocks of its tune or verification. Most: all streams together, at the load that gave most"
     )
     return element(
         "section", element("h2", "The fleet side by side"), table(caption, heads, rows, foot), class_="fleet"
@@ -70,7 +71,7 @@ def _fleet_row(node: NodeView, anchor: str, scale: Scale, now: datetime) -> Sequ
     link = element("a", node.name, href=f"#{anchor}")
     run = node.shown
     if run is None:
-        return (link, *(NONE for _ in range(7)), _profile(profile_of(node), now), NONE)
+        return _row_by_blocks(node, link, scale, now)
     single, full = run.single, run.fullest
     facts = run.fingerprint.get("node")
     usable, latest = run.is_usable, node.runs[-1].is_usable
@@ -81,9 +82,7 @@ def _fleet_row(node: NodeView, anchor: str, scale: Scale, now: datetime) -> Sequ
     return (
         joined(link, None if latest else joined(" ", state)),
         found(facts, "board", "name") or NONE,
-        joined(
-            run.fingerprint.get("model") or "–", element("small", f" {found(facts, 'model', 'quantization') or ''}")
-        ),
+        _model(run.fingerprint),
         charts.bar(single[1].p50, scale, "" if usable else "unusable") if single else "",
         figure(single[1].p50, single[1].n) if single else NONE,
         most or NONE,
@@ -94,15 +93,44 @@ def _fleet_row(node: NodeView, anchor: str, scale: Scale, now: datetime) -> Sequ
     )
 
 
+def _row_by_blocks(node: NodeView, link: Markup, scale: Scale, now: datetime) -> Sequence[Child]:
+    """Of a node that no run tells of: what its tune or verification measured."""
+    blocks = node.blocks
+    if blocks is None:
+        return (link, *(NONE for _ in range(7)), _profile(profile_of(node), now), NONE)
+    speed, facts = blocks.decode_tokens_per_s, blocks.fingerprint.get("node")
+    return (
+        link,
+        found(facts, "board", "name") or NONE,
+        _model(blocks.fingerprint),
+        charts.bar(speed.p50, scale),
+        joined(figure(speed.p50, speed.n), below(f"blocks of {blocks.source}")),
+        NONE,
+        _share_of_roofline(speed.p50.value, facts),
+        _throttled(blocks.throttling),
+        _profile(profile_of(node), now),
+        joined(_ago(blocks.started_at, now), below(day(blocks.started_at))),
+    )
+
+
+def _model(fingerprint: Mapping[str, Any]) -> Markup:
+    facts = fingerprint.get("node")
+    name = fingerprint.get("model") or found(facts, "model", "name") or "–"
+    return joined(name, element("small", f" {found(facts, 'model', 'quantization') or ''}"))
+
+
 def _roofline(run: RunView) -> Markup:
     """Of one stream; several read the weights once for all of them."""
-    facts, single = run.fingerprint.get("node"), run.single
-    if single is None or not run.is_of_one_stream:
+    if run.single is None or not run.is_of_one_stream:
         return NONE
+    return _share_of_roofline(run.single[1].p50.value, run.fingerprint.get("node"))
+
+
+def _share_of_roofline(tokens_per_s: float, facts: Any) -> Markup:
     known = found(facts, "bandwidth", "bytes_per_s"), found(facts, "model", "size_bytes")
     if not all(isinstance(value, int | float) for value in known):
         return NONE
-    ceiling, reached = roofline.ceiling_tokens_per_s(facts), roofline.share(single[1].p50.value, facts)
+    ceiling, reached = roofline.ceiling_tokens_per_s(facts), roofline.share(tokens_per_s, facts)
     if ceiling is None or reached is None:
         return NONE
     doubt = "; more than it can be: measure the bandwidth anew" if reached > 1 else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from bench.report.data import NodeView, RunView, found
+from bench.report.data import BlockSpeed, NodeView, RunView, found
 from bench.report.history import history
 from bench.report.markup import Child, Markup, element, joined
 from bench.report.parts import age, badge, facts, marks
@@ -21,7 +21,7 @@ def section(node: NodeView, anchor: str, now: datetime, is_open: bool) -> Markup
         element("summary", element("h2", node.name), _badges(node)),
         element(
             "div",
-            _machine(run) if run else None,
+            _machine(run or node.blocks),
             _standing(node, now),
             *(loads(run), latencies(run)) if run else (),
             race(node.tune, now) if node.tune else None,
@@ -38,15 +38,17 @@ def section(node: NodeView, anchor: str, now: datetime, is_open: bool) -> Markup
 def _badges(node: NodeView) -> Markup:
     run = node.shown
     if run is None:
-        return badge("no run", "warn")
+        return badge("tuned, no load yet" if node.tunes or node.verifications else "no run", "plain")
     newest = node.runs[-1]
     state = badge("valid", "good") if newest.is_usable else badge("newest run invalid", "bad")
     return joined(" ", state, joined(" ", badge("throttled", "bad")) if newest.throttling else None)
 
 
-def _machine(run: RunView) -> Markup:
+def _machine(run: RunView | BlockSpeed | None) -> Markup | None:
+    if run is None:
+        return None
     node = run.fingerprint.get("node")
-    cool = run.temperatures_c
+    cool = run.temperatures_c if isinstance(run, RunView) else None
     memory = found(node, "board", "memory_mib")
     digest = found(node, "model", "digest")
     return facts(
@@ -60,11 +62,11 @@ def _machine(run: RunView) -> Markup:
             ("Temperature", f"{cool[0]:.0f} °C before, {cool[1]:.0f} °C at most" if cool else None),
             ("Throttling", _throttling(run)),
             ("Engine", found(node, "engine", "version")),
-            ("Model", run.fingerprint.get("model")),
+            ("Model", run.fingerprint.get("model") or found(node, "model", "name")),
             ("Quantization", found(node, "model", "quantization")),
             ("Model digest", element("code", digest[:12]) if isinstance(digest, str) else None),
             ("Appliance", run.fingerprint.get("release") or run.fingerprint.get("appliance")),
-            ("Settings", _in_force(run)),
+            ("Settings", _in_force(run) if isinstance(run, RunView) else None),
         ]
     )
 
@@ -75,7 +77,7 @@ def _in_force(run: RunView) -> Markup:
     )
 
 
-def _throttling(run: RunView) -> str:
+def _throttling(run: RunView | BlockSpeed) -> str:
     if run.throttling is None:
         return "this machine does not tell"
     return ", ".join(name.replace("_", " ") for name in run.throttling) or "none seen"
@@ -85,7 +87,8 @@ def _standing(node: NodeView, now: datetime) -> Markup:
     """Which run the figures are of, and what speaks against it, or against newer ones."""
     run = node.shown
     if run is None:
-        return element("p", "Tuned, but not measured by ", element("code", "bench run"), " yet.")
+        how = "No load was put on it yet: throughput and latency come from "
+        return element("p", how, element("code", "bench run"), ".")
     newer = [later for later in node.runs if later.outcome.run > run.outcome.run]
     words: list[Child] = ["Figures of run ", element("code", run.outcome.run), f", {age(run.started_at, now)}"]
     words.append(

@@ -43,7 +43,8 @@ TERMS = (
     (
         "Decode tokens/s",
         "Of one stream: (tokens − 1) by the engine's decode time. “Most tokens/s” is all streams together, counted as "
-        "they arrive.",
+        "they arrive. Of a node that no valid run tells of, the winner's blocks in its tune stand, a little flattered by "
+        "the choice, or those of a newer verification.",
     ),
     (
         "Sustained",
@@ -98,12 +99,18 @@ def page(results: Results, now: datetime, source: str) -> str:
 def _summary(results: Results, now: datetime, source: str) -> Markup:
     runs = [run for node in results.nodes for run in node.runs]
     invalid = sum(1 for run in runs if not run.is_usable)
-    count = len(results.nodes)
-    words = f"{count} node{'s' if count != 1 else ''}, {len(runs)} run{'s' if len(runs) != 1 else ''}"
+    tunes = sum(len(node.tunes) for node in results.nodes)
+    proofs = sum(len(node.verifications) for node in results.nodes)
+    words = f"{_counted(len(results.nodes), 'node')}, {_counted(len(runs), 'run')}"
     words += f" ({invalid} invalid or without an answer)" if invalid else ""
+    words += f", {_counted(tunes, 'tune')}, {_counted(proofs, 'verification')}" if tunes or proofs else ""
     return element(
         "p", f"{words}, from ", element("code", source), f". Written {day(now.isoformat())}; all times are UTC."
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _nothing() -> Markup:
