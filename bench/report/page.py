@@ -43,8 +43,8 @@ TERMS = (
     (
         "Decode tokens/s",
         "Of one stream: (tokens − 1) by the engine's decode time. “Most tokens/s” is all streams together, counted as "
-        "they arrive. Of a node that no valid run tells of, the winner's blocks in its tune stand, a little flattered by "
-        "the choice, or those of a newer verification.",
+        "they arrive. Of a node that no run tells of, the winner's blocks in its tune stand, a little flattered by the "
+        "choice, or those of a newer verification.",
     ),
     (
         "Sustained",
