@@ -18,8 +18,9 @@ import click
 
 from bench.demo import answer
 from bench.demo import nodes as fleet
+from bench.demo.child import run
+from bench.demo.effort import Effort
 from bench.demo.failed import DemoFailed
-from bench.demo.loop import Effort, Loop, run
 from bench.demo.node import HOST, MODEL
 from bench.demo.nodes import NAMES, Nodes, Where, fetch_model, owned
 
@@ -70,6 +71,8 @@ def run_(
         if once:
             return
         require_tools(install, nodes)
+        from bench.demo.loop import Loop  # only now: what it imports may have been installed a moment ago
+
         profiled = Loop(nodes, where, Effort(budget, rounds, max_tokens)).carry_out()
         if profiled:
             ask(where, NAMES.index(profiled[0]), "The same question, with the profile:")

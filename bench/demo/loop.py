@@ -5,35 +5,22 @@ Owns the steps and the options that make them short. Must not know: how nodes ar
 
 from __future__ import annotations
 
-import ctypes
-import os
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from bench.demo.child import run
+from bench.demo.effort import Effort
 from bench.demo.failed import DemoFailed
-from bench.demo.node import PR_SET_PDEATHSIG
-from bench.demo.nodes import Nodes, Where
+from bench.demo.nodes import NAMES, Nodes, Where
+from bench.running import runfile
+from bench.tuning.tune_file import TuneRun
 
 PLAYBOOK = Path(__file__).parent / "profile.yml"
-STOP_TIMEOUT_S = 20.0
 UNSURE, SLOWER = 3, 3  # exit statuses of bench tune and bench verify that are answers, too
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long the loop measures: a node's budget for the search, and rounds of old beside new."""
-
-    budget: str = "90s"
-    rounds: int = 8
-    max_tokens: int = 64
 
 
 class Loop:
@@ -45,10 +32,12 @@ class Loop:
     def carry_out(self) -> list[str]:
         """The names of the nodes that have a new profile at the end. Raises: DemoFailed."""
         self._tune()
+        if unsure := self._unsure:
+            self._write_all_the_same(unsure)
         changed = self._profiled
         if not changed:
             click.echo(
-                "No settings were surely better than the nodes' own, so no profile was written; nothing to deploy."
+                "The nodes' own settings are the best that were found, so no profile was written; nothing to deploy."
             )
         else:
             self._deploy()
@@ -67,6 +56,24 @@ class Loop:
         )
         search = ["--threads", "1,2,4", "--ctx", "512,1024", "--batch", "128", "--budget", self._effort.budget]
         self._bench("tune", [*search, *self._length], (0, UNSURE))
+
+    @property
+    def _unsure(self) -> list[str]:
+        """Nodes without a profile whose search has a winner, yet not a sure one."""
+        found = []
+        for name in set(NAMES) - set(self._profiled):
+            path = runfile.newest(self._where.results, name, "tune")
+            outcome = runfile.read(path, TuneRun).outcome if path else None
+            if outcome and outcome.winner and outcome.winner.settings != outcome.default.settings:
+                found.append(name)
+        return sorted(found)
+
+    def _write_all_the_same(self, names: Sequence[str]) -> None:
+        self._step(
+            f"Not sure: {' and '.join(names)}, so no profile was written. That is as it should be, on a busy machine.",
+            "The demo has the best so far written all the same (--force), since the next steps prove whether it helps.",
+        )
+        self._bench("tune", ["--resume", "--force", "--limit", ",".join(names)], (0, UNSURE))
 
     def _deploy(self) -> None:
         self._step(
@@ -111,35 +118,6 @@ class Loop:
         if status not in allowed:
             raise DemoFailed(f"{command[0]} {command[1]} ended with status {status}.")
         return status
-
-
-def run(command: Sequence[str], nodes: Nodes) -> int:
-    """A command's exit status; it ends with us, whatever ends us. Raises: DemoFailed when a node ends meanwhile.
-
-    In a session of its own, so that a Ctrl-C reaches it through us.
-    """
-    libc = ctypes.CDLL(None)
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
-    )
-    try:
-        nodes.tend_until(lambda: process.poll() is not None)
-    finally:
-        if process.poll() is None:
-            _end(process)
-    return process.returncode
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """With what it started itself."""
-    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
-        with suppress(subprocess.TimeoutExpired, ProcessLookupError):
-            os.killpg(process.pid, number)
-            process.wait(STOP_TIMEOUT_S)
-            return
 
 
 def _program(command: Sequence[str]) -> list[str]:
