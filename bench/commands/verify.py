@@ -50,7 +50,7 @@ class PutBack:
 )
 @node_options
 @click.option(
-    "--rounds", type=click.IntRange(arms.LEAST_ROUNDS, 200), help="At most so many rounds of two blocks. [23]"
+    "--rounds", type=click.IntRange(arms.LEAST_ROUNDS, 200), help="At most so many rounds of two blocks. [21]"
 )
 @block_options
 @click.option("--dry-run", is_flag=True, help="Measure, and put nothing back.")

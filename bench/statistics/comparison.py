@@ -21,7 +21,7 @@ from statistics import NormalDist, median
 from typing import Literal, NamedTuple
 
 ALPHA = 0.05
-LOOKS = (12, 17, 23)  # rounds; of some 47 s each on a Pi (see surfaces.py): the last after 18 minutes
+LOOKS = (12, 16, 21)  # rounds; of some 52 s each on a Pi (bench/truth/surfaces.py): the last after 18 minutes
 
 Kind = Literal["faster", "slower", "same"]
 

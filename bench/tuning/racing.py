@@ -30,6 +30,7 @@ FRESH = 6  # of them at most so many that were not visited yet
 LEADERS = 2  # whose neighbours are visited: of two settings, since the better one may only have been lucky
 EXPLORING = 0.8  # of the budget: the rest goes to those who may have won
 CUT_OFF = 2.0  # times the fastest block: a load from an SD card instead of the page cache stays below
+CUT_OFF_LEAST_S = 10.0  # shorter blocks may well take twice as long for no reason, and cost little
 ATTEMPTS = 3
 
 # Where no budget is asked for: 40 % of what it takes to measure every setting twice, which is about what an exhaustive
@@ -186,7 +187,9 @@ class Race:
         """
         settings = self.wanted[0]
         fastest_s = self._fastest_s.get(self.plan.space.group(settings))
-        return None if fastest_s is None or settings == self.plan.default else CUT_OFF * fastest_s
+        if fastest_s is None or settings == self.plan.default:
+            return None
+        return max(CUT_OFF * fastest_s, CUT_OFF_LEAST_S)
 
     @property
     def best_so_far(self) -> Settings | None:
