@@ -11,7 +11,16 @@ import msgspec
 import pytest
 
 from bench.tuning.objective import Figures, Limits
-from bench.tuning.racing import ATTEMPTS, Block, Outcome, Plan, Race
+from bench.tuning.racing import (
+    ATTEMPTS,
+    CUT_OFF_LEAST_S,
+    USUAL_LEAST_BLOCKS,
+    Block,
+    Outcome,
+    Plan,
+    Race,
+    usual_blocks,
+)
 from bench.tuning.space import Axis, Settings, Space
 
 SPACE = Space((Axis("N_CTX", (512, 1024)), Axis("N_THREADS", (2, 3, 4)), Axis("N_BATCH", (64, 128))))
@@ -91,6 +100,63 @@ def test_the_budget_is_not_overdrawn() -> None:
     outcome = run(replace(PLAN, budget_s=100), node(by_threads, noise=0.2))
     assert (outcome.stopped, outcome.cost_s, outcome.blocks) == ("budget", 100.0, 10)
     assert run(replace(PLAN, most_blocks=7), node(by_threads)).blocks == 7
+
+
+def test_without_a_budget_it_has_two_fifths_of_two_passes_and_not_too_few() -> None:
+    assert usual_blocks(48) == 38 <= 0.4 * 2 * 48
+    assert usual_blocks(4) == USUAL_LEAST_BLOCKS
+
+
+def test_no_round_is_longer_than_there_is_room_and_the_leader_runs_in_the_last() -> None:
+    told, is_new = list[Block](), True
+    race, answer = Race(replace(PLAN, most_blocks=22)), node(lambda s: 5.0, noise=0.03)
+    while race.outcome is None:
+        assert len(race.wanted) <= 22 - len(told)
+        if is_new:
+            leader, members = race.best_so_far, [*race.wanted]
+        is_new = len(race.wanted) == 1
+        told.append(answer(race.wanted[0]))
+        race.tell(told[-1])
+    assert len(told) == 22
+    assert leader in members
+
+
+def test_a_block_may_take_twice_as_long_as_the_fastest_and_the_default_any_time() -> None:
+    race = Race(PLAN)
+    assert (race.wanted[0], race.most_s) == (DEFAULT, None)
+    race.tell(Block(DEFAULT, "measured", 30.0, figures(5.0)))
+    assert race.most_s == 60.0
+    race.tell(Block(race.wanted[0], "measured", 20.0, figures(7.0)))
+    assert race.most_s == 40.0
+    race.tell(Block(race.wanted[0], "measured", 0.5, figures(7.0)))
+    assert race.most_s == CUT_OFF_LEAST_S
+    while race.wanted[0] != DEFAULT:
+        race.tell(Block(race.wanted[0], "measured", 0.5, figures(7.0)))
+    assert race.most_s is None
+
+
+def test_what_may_still_be_spent_is_the_lesser_of_time_and_blocks() -> None:
+    race = Race(replace(PLAN, budget_s=1000.0, most_blocks=10))
+    assert race.left_s == 1000.0
+    race.tell(Block(DEFAULT, "measured", 30.0, figures(5.0)))
+    assert race.left_s == 9 * 30.0
+
+
+def test_behind_bad_neighbours_nothing_is_looked_for_while_there_are_better_ones() -> None:
+    axes = Axis("N_CTX", (1, 2, 3, 4, 5, 6)), Axis("N_BATCH", (1, 2, 3, 4, 5, 6))
+    space, told = Space(axes), list[Block]()
+    default = Settings.of(N_CTX=1, N_BATCH=1)
+
+    def answer(settings: Settings) -> Block:
+        context, batch = (int(value) for value in settings.env.values())
+        if batch > context:
+            return Block(settings, "failed", 60.0, reason="took too long")
+        return Block(settings, "measured", 30.0, figures(5.0 + 0.2 * context))
+
+    outcome = run(Plan(space, default, most_blocks=20), answer, told)
+    assert outcome.winner is not None
+    assert outcome.winner.settings.env["N_CTX"] == 6
+    assert sum(block.status == "failed" for block in told) <= 3
 
 
 def test_an_invalid_block_is_asked_for_again_at_the_end_of_its_round() -> None:
