@@ -9,11 +9,11 @@ from typing import Any
 
 from bench.inventory.tuned_profile import STALE_WITH, TunedProfile, basis, is_stale
 from bench.knobs import KNOBS
-from bench.report.data import RunView, found
+from bench.report.data import BlockSpeed, RunView, found
 from bench.roofline import share
 from bench.running.run_table import figure
 from bench.running.samples import ClosedLoop
-from bench.running.summary import Estimate
+from bench.running.summary import Estimate, Quantity
 from bench.tuning.meter import not_in_force
 
 HEADS = ("node", "board", "model", "decode tok/s", "n", "of roofline", "throttled", "profile", "measured")
@@ -24,10 +24,11 @@ DAY_S, HOUR_S = 86400.0, 3600.0
 class Row:
     """One node. None is not known.
 
-    decode_tokens_per_s: a stream's, by its newest valid run, under `load`; n: answers. of_roofline: that, as a share of
-    what the memory's bandwidth allows, where it was alone. measured_otherwise: what changed since that run. throttled:
-    what the board reports now or reported since its start. profile_age_s: since it was written; stale: why it is no
-    longer true; not_in_force: what the node runs with instead.
+    decode_tokens_per_s: a stream's, by its newest valid run, under `load`; n: answers. source: what
+    measured it; without a run a tune or a verification, and n counts blocks. of_roofline: that, as a share of what the
+    memory's bandwidth allows, where it was alone. measured_otherwise: what changed since. throttled: what the board
+    reports now or reported since its start. profile_age_s: since it was written; stale: why it is no longer true;
+    not_in_force: what the node runs with instead.
     """
 
     node: str
@@ -36,6 +37,7 @@ class Row:
     decode_tokens_per_s: Estimate | None = None
     n: int | None = None
     load: str = ""
+    source: str = ""
     measured_otherwise: tuple[str, ...] = ()
     of_roofline: float | None = None
     throttled: tuple[str, ...] | None = None
@@ -50,27 +52,28 @@ def row(
     node: str,
     facts: Mapping[str, Any] | None,
     profile: TunedProfile | None,
-    run: RunView | None,
+    run: RunView | BlockSpeed | None,
     now: datetime,
     problem: str = "",
 ) -> Row:
     """facts: GET /node, now; None where it does not answer: then what it said in its newest run counts.
 
-    run: the newest that may be used.
+    run: the newest that may be used, or what a tune or a verification measured.
     """
     then: Mapping[str, Any] = (run.fingerprint.get("node") if run else None) or {}
     said = facts or then
-    single = run.single if run else None
-    rate = single[1].p50 if single else None
+    speed = _speed(run)
+    rate = speed.p50 if speed else None
     return Row(
         node=node,
         board=found(said, "board", "name"),
         model=found(said, "model", "name") or (run.fingerprint.get("model") if run else None),
         decode_tokens_per_s=rate,
-        n=single[1].n if single else None,
-        load=run.load if run else "",
+        n=speed.n if speed else None,
+        load=run.load if isinstance(run, RunView) else "",
+        source=("bench run" if isinstance(run, RunView) else run.source) if run and speed else "",
         measured_otherwise=tuple(changed_since(then, facts)) if rate and facts else (),
-        of_roofline=share(rate.value, at_the_run(then, said)) if run and rate and run.is_of_one_stream else None,
+        of_roofline=share(rate.value, at_the_run(then, said)) if rate and _is_of_one_stream(run) else None,
         throttled=throttled(said),
         profile_age_s=_age_s(profile.provenance.at, now) if profile else None,
         stale=tuple(is_stale(profile, said)) if profile else (),
@@ -78,6 +81,16 @@ def row(
         measured_age_s=_age_s(run.started_at, now) if run else None,
         problem=problem,
     )
+
+
+def _speed(run: RunView | BlockSpeed | None) -> Quantity | None:
+    if isinstance(run, BlockSpeed):
+        return run.decode_tokens_per_s
+    return run.single[1] if run and run.single else None
+
+
+def _is_of_one_stream(run: RunView | BlockSpeed | None) -> bool:
+    return isinstance(run, BlockSpeed) or (run is not None and run.is_of_one_stream)
 
 
 def at_the_run(then: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -122,6 +135,8 @@ def table(rows: Sequence[Row]) -> str:
 def _doubt(row: Row) -> str:
     if row.load and row.load != str(ClosedLoop(1)):
         return f"its decode speed is that of a stream among others ({row.load}); measure one alone for its roofline"
+    if row.source not in ("", "bench run"):
+        return f"its decode speed is that of {row.source}'s blocks; `bench run` tells it under load, with latencies"
     if row.of_roofline and row.of_roofline > 1:
         return "it is faster than its memory was measured to be: measure both again"
     return ""

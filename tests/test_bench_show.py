@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from bench_runs import made, stage_of
+from report_results import node_facts, tuned, write
 
 from bench.inventory.tuned_profile import Provenance, TunedProfile
-from bench.report.data import view
+from bench.report.data import block_speed, view
+from bench.running.newest_run import newest_blocks
 from bench.running.samples import Run, Settings
 from bench.show import row, table
 
@@ -101,3 +104,32 @@ def test_settings_that_changed_since_the_run_are_told() -> None:
     text = table([row("pi1", {**FACTS, "settings": {"N_CTX": 1024}}, None, view(run()), NOW)])
     assert "N_CTX was 512 when its speed was measured, and is 1024 now" in text
     assert "was" not in table([row("pi1", FACTS, None, view(run()), NOW)])
+
+
+def test_a_node_that_was_only_tuned_is_shown_by_its_winners_blocks() -> None:
+    tune = tuned()
+    tune.fingerprint = {"model": "qwen2.5:3b", "node": node_facts(settings={"N_CTX": 1})}
+    found = row("pi1", None, None, block_speed(tune), NOW)
+    assert found.decode_tokens_per_s is not None
+    assert found.of_roofline == pytest.approx(found.decode_tokens_per_s.value * 1929912432 / 13.1e9)
+    assert (found.source, found.load, found.board) == ("bench tune", "", "Raspberry Pi 5 Model B Rev 1.1")
+    assert "its decode speed is that of bench tune's blocks" in table([found])
+
+
+def test_the_settings_of_blocks_are_those_that_were_tried_not_those_in_force_meanwhile() -> None:
+    tune = tuned()
+    assert tune.profile
+    tune.fingerprint = {"node": node_facts(settings={"N_CTX": 1})}
+    deployed, before = (node_facts(settings=env) for env in (tune.profile.env, {"N_CTX": 1}))
+    assert row("pi1", deployed, None, block_speed(tune), NOW).measured_otherwise == ()
+    assert "is 1 now" in row("pi1", before, None, block_speed(tune), NOW).measured_otherwise[0]
+
+
+def test_the_newest_of_tune_and_verification_stands_for_a_node(tmp_path: Path) -> None:
+    write(tmp_path, tuned("pi1"))
+    found = newest_blocks(tmp_path, "pi1")
+    assert found is not None
+    assert found.source == "bench tune"
+    (tmp_path / "pi1" / "20270101T000000Z-verify-000000.json").write_text("{}")
+    assert newest_blocks(tmp_path, "pi1") == found
+    assert newest_blocks(tmp_path, "pi2") is None

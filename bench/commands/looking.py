@@ -12,22 +12,26 @@ from gevent.event import Event
 from bench import all_nodes
 from bench.commands.nodes import Chosen
 from bench.inventory.tuned_profile import TunedProfile
-from bench.report.data import RunView
+from bench.report.data import BlockSpeed, RunView
 from bench.running.client import BenchError, Patience, Target, get
-from bench.running.newest_run import newest_usable
+from bench.running.newest_run import newest_blocks, newest_usable
 
 PATIENCE = Patience(connect_s=5.0, answer_s=15.0, silence_s=15.0)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One node. facts: GET /node; None where it does not answer, for `problem`, or was not asked."""
+    """One node. facts: GET /node; None where it does not answer, for `problem`, or was not asked.
+
+    blocks: of a tune or a verification, where no run may be used.
+    """
 
     name: str
     facts: Mapping[str, Any] | None
     profile: TunedProfile | None
     run: RunView | None
     problem: str = ""
+    blocks: BlockSpeed | None = None
 
 
 def look(chosen: Chosen, is_asked: bool = True) -> list[Seen]:
@@ -44,11 +48,15 @@ def look(chosen: Chosen, is_asked: bool = True) -> list[Seen]:
     seen = []
     for target, answer in zip(chosen.targets, told, strict=True):
         facts, problem = answer or (None, "interrupted")
-        run = newest_usable(chosen.results, target.name)
-        seen.append(Seen(target.name, facts, profiles.get(target.name), run, problem))
-    for name, problem in chosen.problems.items():
-        seen.append(Seen(name, None, None, newest_usable(chosen.results, name), problem))
-    return seen
+        seen.append(_seen(chosen, target.name, facts, profiles.get(target.name), problem))
+    return seen + [_seen(chosen, name, None, None, problem) for name, problem in chosen.problems.items()]
+
+
+def _seen(
+    chosen: Chosen, name: str, facts: Mapping[str, Any] | None, profile: TunedProfile | None, problem: str
+) -> Seen:
+    run = newest_usable(chosen.results, name)
+    return Seen(name, facts, profile, run, problem, None if run else newest_blocks(chosen.results, name))
 
 
 def facts_of(target: Target) -> Mapping[str, Any]:

@@ -20,11 +20,12 @@ from bench.commands.nodes import Chosen, allow_many_files, node_options
 def command(chosen: Chosen, offline: bool, as_json: bool) -> None:
     """Show each node: board, model, decode speed with its 95 % interval, throttling, and what its profile is worth.
 
-    Figures are of the node's newest valid `bench run`, and its profile of the inventory.
+    Figures are of the node's newest valid `bench run`, without one of its newest tune or verification; its profile is
+    the inventory's.
     """
     allow_many_files()
     now = datetime.now(UTC)
-    rows = [show.row(s.name, s.facts, s.profile, s.run, now, s.problem) for s in look(chosen, not offline)]
+    rows = [show.row(s.name, s.facts, s.profile, s.run or s.blocks, now, s.problem) for s in look(chosen, not offline)]
     if as_json:
         click.echo(msgspec.json.encode({"nodes": rows}))
     else:

@@ -184,9 +184,12 @@ def block_speed(run: TuneRun | VerifyRun) -> BlockSpeed | None:
         return None
     looks = [run.before, *(look for each in blocks for look in (*each.during, each.facts))]
     told = [node for look in looks if look and (node := sound(look.node))]
-    node = sound(run.fingerprint.get("node")) or next(iter(told), None)
+    node = sound(run.fingerprint.get("node")) or next(iter(told), None) or {}
+    chosen = {**(node.get("settings") or {}), **blocks[0].settings.env}  # not what the service had meanwhile
     source = "bench verify" if isinstance(run, VerifyRun) else "bench tune"
-    return BlockSpeed(source, run.started_at, found, {**run.fingerprint, "node": node}, throttling(told))
+    return BlockSpeed(
+        source, run.started_at, found, {**run.fingerprint, "node": {**node, "settings": chosen}}, throttling(told)
+    )
 
 
 def sound(node: Any) -> dict[str, Any] | None:
