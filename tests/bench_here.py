@@ -13,7 +13,7 @@ from harness import Node
 from bench.running.client import Target
 from bench.running.node_run import Progress
 from bench.tuning.block import Question
-from bench.tuning.meter import NoDeployment, Surroundings
+from bench.tuning.meter import Deployment, NoDeployment, Surroundings
 from bench.tuning.tune import Tuned, Tuning
 from bench.tuning.tuned import Wanted
 
@@ -28,11 +28,12 @@ class Here:
         self.targets = [Target(name, f"http://127.0.0.1:{node.port}", node.key) for name, node in nodes.items()]
         self.interrupt = Event()
         self.on_stage: dict[str, Callable[[Progress], None]] = {}
+        self.deployment: Deployment = NoDeployment()
         self.on_pause: Callable[[], object] = lambda: None
 
-    def tune(self, is_resumed: bool = False, budget_s: float = 30.0) -> dict[str, Tuned]:
-        around = Surroundings(self.results, self._tell, NoDeployment(), sleep=self._pause)
-        wanted = Wanted(budget_s=budget_s, seed=1, **AXES)
+    def tune(self, is_resumed: bool = False, budget_s: float = 30.0, **more: Any) -> dict[str, Tuned]:
+        around = Surroundings(self.results, self._tell, self.deployment, sleep=self._pause)
+        wanted = Wanted(budget_s=budget_s, seed=1, **AXES, **more)
         found = Tuning(wanted, Question(max_tokens=8), around, self.interrupt).tune(self.targets, is_resumed)
         return {each.node: each for each in found}
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench_here import Here, once
 from fake_pi import running_pi
 from harness import Node, post, running_node
 
+from bench import wholefile
 from bench.fake.handle import FakeHandle, running_fake_engine
 from bench.running import runfile
 from bench.tuning.tune_file import TuneRun
@@ -157,6 +159,39 @@ def test_a_tune_does_not_go_on_with_another_model(good: Node, tmp_path: Path) ->
     path.write_text(json.dumps(document))
     here.interrupt.clear()
     told = here.tune(is_resumed=True)["pi1"]
-    assert "pi1: the model's digest was 0000 when this began, and is 357c53fb" in told.problem
+    assert "pi1: the model's digest was 0000 when it was measured, and is 357c53fb" in told.problem
     assert told.problem.endswith("Begin anew.")
     assert runfile.read(path, TuneRun).blocks == kept.blocks
+
+
+class Deployments:
+    """Deploys nothing, and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def deploy(self, node: str, env: Mapping[str, Any] | None) -> None:
+        self.asked.append(env)
+
+
+def test_nothing_is_deployed_for_measuring_that_no_file_tells_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For where bench is killed then, the next one puts the node's own settings back by that file."""
+    put = wholefile.put
+
+    def full_for_once(data: bytes, path: Path) -> None:
+        if b'"temporary_env":{' in data:
+            monkeypatch.setattr(wholefile, "put", put)
+            raise OSError(28, "No space left on device")
+        put(data, path)
+
+    monkeypatch.setattr(wholefile, "put", full_for_once)
+    with running_pi() as pi:
+        here = Here(tmp_path / "results")
+        here.targets.append(pi.target)
+        here.deployment = deployments = Deployments()
+        told = here.tune(with_restarts=True, slots=(2,))["pi2"]
+    assert "No space left on device; make room" in told.problem
+    assert told.run is not None
+    assert (told.run.status, told.run.temporary_env, deployments.asked) == ("failed", None, [None])

@@ -56,7 +56,7 @@ class Deployed:
         program.write_text(STAND_IN.format(python=sys.executable, here=str(self.calls_at)))
         program.chmod(0o755)
         self.program = program
-        self.is_over = False
+        self.is_over = self.is_stuck = False
         self.thread = threading.Thread(target=self._serve)
         self.thread.start()
 
@@ -86,7 +86,7 @@ class Deployed:
         number = 1
         while not self.is_over:
             call = self.calls_at / f"{number}.call"
-            if not call.exists():
+            if not call.exists() or self.is_stuck:
                 threading.Event().wait(0.01)
                 continue
             env = json.loads(call.read_text())["env"]
@@ -136,6 +136,27 @@ def test_an_interrupted_tune_puts_the_nodes_own_settings_back(bench: Bench, depl
     assert deployed.calls[-1]["env"] is None
     path = runfile.newest(bench.results, "pi1", tune_file.KIND)
     assert path is not None
+    assert runfile.read(path, TuneRun).temporary_env is None
+
+
+def test_a_second_ctrl_c_ends_it_at_once_and_the_next_tune_puts_back_what_it_left(
+    bench: Bench, deployed: Deployed
+) -> None:
+    process = bench.start("tune", *AXES, "--slots", "4")
+    wait_until(lambda: deployed.slots_in_force == 4, "other slots were deployed", deadline_s=4 * DEADLINE_S)
+    deployed.is_stuck = True
+    process.send_signal(signal.SIGINT)
+    wait_until(lambda: deployed.calls[-1]["env"] is None, "it puts the node's own settings back, for ever")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130, err
+    assert "--resume goes on with it; once more ends at once" in err
+    path = runfile.newest(bench.results, "pi1", tune_file.KIND)
+    assert path is not None
+    assert runfile.read(path, TuneRun).temporary_env is not None
+    before, deployed.is_stuck = len(deployed.calls), False
+    bench.told("tune", "--resume", "--force")
+    assert deployed.calls[before]["env"] is None
     assert runfile.read(path, TuneRun).temporary_env is None
 
 

@@ -16,7 +16,7 @@ from fake_clock import FakeClock
 from gevent.event import Event
 from harness import DEADLINE_S, PROJECT, Node, free_port, running_node, wait_until
 
-from bench.fake.handle import FakeHandle
+from bench.fake.handle import FakeHandle, running_fake_engine
 from bench.running import node_facts, runfile
 from bench.running.client import Target
 from bench.running.cooling import PAUSE_S, Cooling
@@ -183,6 +183,30 @@ def test_a_killed_run_leaves_a_whole_file_that_can_be_resumed(node: Node, engine
     process.communicate()
     assert runfile.read(file_of(tmp_path), Run).status == "running"
     assert measured(node, tmp_path, "--resume")["runs"][0]["status"] == "complete"
+
+
+def test_a_run_does_not_go_on_with_another_model(node: Node, tmp_path: Path) -> None:
+    measured(node, tmp_path, *QUICK)
+    document = json.loads(file_of(tmp_path).read_bytes())
+    document["status"] = "interrupted"
+    document["fingerprint"]["node"]["model"]["digest"] = "0000"
+    file_of(tmp_path).write_text(json.dumps(document))
+    status, out, _ = bench(node, tmp_path, "--json", "--resume")
+    assert status == 1
+    assert "pi1: the model's digest was 0000 when it was measured" in json.loads(out)["problems"]["pi1"]
+
+
+def test_nobody_waits_for_a_node_that_loads_its_model(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    with (
+        running_fake_engine(loaded=False, load_s=60.0) as slow,
+        running_node(tmp_path / "node", is_awaited=False, OLLAMA_PORT=slow.port, **SETTINGS) as loading,
+    ):
+        loading.wait_until_live()
+        process = started(loading, tmp_path, *QUICK, "--node", f"pi2=http://127.0.0.1:{node.port}", key=node.key)
+        wait_until(lambda: bool(list(tmp_path.glob("pi2/*.json"))), "the other is measured meanwhile", deadline_s=60)
+        process.kill()
+        process.communicate()
 
 
 def test_a_node_that_dies_in_the_middle_keeps_its_samples(engine: FakeHandle, tmp_path: Path) -> None:

@@ -121,24 +121,6 @@ def test_an_interrupted_tune_keeps_its_blocks_and_goes_on(bench: Bench, engine: 
     assert (told["run"], told["written"], run.blocks[: len(kept.blocks)]) == (kept.id, "written", kept.blocks)
 
 
-def test_a_second_ctrl_c_ends_it_at_once_and_leaves_a_whole_file(bench: Bench, engine: FakeHandle) -> None:
-    process = bench.start("tune", *AXES)
-    wait_until(lambda: engine.state()["generations"] > 4, "a block was measured")
-    engine.turn(tokens_per_s=0.1)  # now a block takes minutes
-    begun = engine.state()["generations"]
-    wait_until(lambda: engine.state()["generations"] > begun, "a block is being measured")
-    os.kill(process.pid, signal.SIGSTOP)  # so that it sees both at once, and cannot end by the first alone
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGTERM)
-    os.kill(process.pid, signal.SIGCONT)
-    _, err = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 130, err
-    assert "--resume goes on with it; once more ends at once" in err
-    assert newest(bench).status in ("running", "interrupted")
-    engine.turn(tokens_per_s=100)
-    assert bench.told("tune", "--resume", "--force")["nodes"][0]["status"] == "complete"
-
-
 def test_a_killed_tune_leaves_a_whole_file_that_can_be_resumed(bench: Bench, engine: FakeHandle) -> None:
     engine.turn(tokens_per_s=20)
     process = bench.start("tune", *AXES)

@@ -96,10 +96,13 @@ def is_stale(profile: TunedProfile, facts: Mapping[str, Any] | None) -> list[str
 
     What either side does not know is not held against the profile. facts: what GET /node answers now.
     """
-    now = basis(facts)
-    reasons = []
-    for name, what in STALE_WITH.items():
-        then, today = getattr(profile.provenance, name), now[name]
-        if then is not None and today is not None and then != today:
-            reasons.append(f"{what} was {then} when it was measured, and is {today} now")
-    return reasons
+    return changes({name: getattr(profile.provenance, name) for name in STALE_WITH}, basis(facts))
+
+
+def changes(then: Mapping[str, str | None], now: Mapping[str, str | None]) -> list[str]:
+    """In what two bases differ that matters to what was measured, a sentence each; the unknown does not."""
+    return [
+        f"{what} was {then[name]} when it was measured, and is {now[name]} now"
+        for name, what in STALE_WITH.items()
+        if then[name] is not None and now[name] is not None and then[name] != now[name]
+    ]

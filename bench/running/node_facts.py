@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import gevent
 import msgspec
 
+from bench.inventory.tuned_profile import basis, changes
 from bench.running.client import BenchError, Patience, Target, Unreachable, WrongKey, get
 from bench.running.samples import Facts
 
 QUICK = Patience(connect_s=5.0, answer_s=15.0, silence_s=15.0)
 READY_WAIT_S, ASK_EVERY_S = 180.0, 0.5  # a model takes half a minute from an SD card
 LASTING = ("draining", "benchmarking")
+
+
+class AnotherNode(BenchError):
+    """What is resumed began on another model, engine or board."""
 
 
 class NotReady(BenchError):
@@ -54,6 +60,12 @@ def look(target: Target, moment: Literal["before", "during", "after"], at_s: flo
 def during(target: Target, at_s: float) -> Facts:
     """As little as the machine's own state needs: it is looked at while it is measured. Raises: WrongKey."""
     return Facts(round(at_s, 3), "during", _json(target, "/node"))
+
+
+def require_same(node: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> None:
+    """Raises: AnotherNode."""
+    if reasons := changes(basis(then), basis(now)):
+        raise AnotherNode(f"{node}: {'; '.join(reasons)}: what was measured on both does not compare. Begin anew.")
 
 
 def counters(text: str) -> dict[str, float]:

@@ -19,6 +19,7 @@ from bench.running.client import BenchError, Patience, Target, generate
 from bench.running.cooling import Cooling, temperature_c
 from bench.running.lateness import Heartbeat
 from bench.running.load import Loading, Monotonic, NodeGone, TraceRefused, keep_up
+from bench.running.node_facts import READY_WAIT_S
 from bench.running.outcome import points
 from bench.running.samples import KIND, ClosedLoop, Facts, Load, Run, Sample, Settings, Stage
 from bench.running.saturation import next_concurrency
@@ -45,12 +46,14 @@ class Progress:
     unit: str = "requests"
 
 
-def calibrate(target: Target, seed: int, lengths: tuple[int, ...], patience: Patience) -> Calibration:
+def calibrate(
+    target: Target, seed: int, lengths: tuple[int, ...], patience: Patience, wait_s: float = READY_WAIT_S
+) -> Calibration:
     """How this node's model counts our prompts, from a short and a long one; then that the longest length fits.
 
     Raises: BenchError.
     """
-    node_facts.require_ready(target)
+    node_facts.require_ready(target, wait_s)
     plain = Trace(seed, lengths, Calibration())
     counted = []
     for number, words in enumerate((SHORT_WORDS, LONG_WORDS)):
@@ -128,6 +131,7 @@ class NodeRun:
         node_facts.require_ready(self._target)
         roofline.measured_once(self._target)
         before = node_facts.look(self._target, "before", self._now_s())
+        node_facts.require_same(self.run.node, self.run.fingerprint.get("node"), before.node)
         self.run.facts.append(before)
         self.run.fingerprint = self.run.fingerprint or node_facts.fingerprint(before)
         watch = gevent.spawn(self._look_on) if before.node is not None else None

@@ -21,6 +21,7 @@ from bench.running.client import BenchError, Patience, Target
 from bench.running.cooling import Cooling
 from bench.running.ending import Ended
 from bench.running.lateness import Heartbeat
+from bench.running.node_facts import READY_WAIT_S, NotReady
 from bench.running.node_run import NodeRun, Progress, calibrate, new_run
 from bench.running.runfile import RunFileError
 from bench.running.samples import KIND, Run, Settings
@@ -70,24 +71,32 @@ class Session:
         return [found.get(target.name) or ended[target.name] for target in targets]
 
     def _calibrate(self, targets: Sequence[Target], settings: Settings) -> tuple[Calibration | None, dict[str, str]]:
+        """One that is ready first, since nobody is to wait for a node that loads its model; then those that may be."""
         problems: dict[str, str] = {}
-        patience = Patience(answer_s=settings.timeout_s)
-        for target in targets:
-            try:
-                ask = partial(calibrate, target, settings.seed, settings.prompt_tokens, patience)
-                asking = gevent.spawn(_or_error, ask)
-                either: list[Any] = [asking, self.interrupt]
-                gevent.wait(either, count=1)
-                if self.interrupt.is_set():
-                    asking.kill()
-                    return None, problems
-                found = asking.get()
-                if isinstance(found, Calibration):
+        waiting = list(targets)
+        for wait_s in (0.0, READY_WAIT_S):
+            asked, waiting = waiting, []
+            for target in asked:
+                found = self._calibrated(target, settings, wait_s)
+                if found is None or isinstance(found, Calibration):
                     return found, problems
-                raise found
-            except BenchError as error:
-                problems[target.name] = str(error)
+                problems[target.name] = str(found)
+                if isinstance(found, NotReady):
+                    waiting.append(target)
         return None, problems
+
+    def _calibrated(self, target: Target, settings: Settings, wait_s: float) -> Calibration | BenchError | None:
+        """None: interrupted."""
+        patience = Patience(answer_s=settings.timeout_s)
+        ask = partial(calibrate, target, settings.seed, settings.prompt_tokens, patience, wait_s)
+        asking = gevent.spawn(_or_error, ask)
+        either: list[Any] = [asking, self.interrupt]
+        gevent.wait(either, count=1)
+        if self.interrupt.is_set():
+            asking.kill()
+            return None
+        found: Calibration | BenchError = asking.get()
+        return found
 
     def _carry_out(self, runs: dict[Target, Run]) -> list[Measured]:
         heartbeat = Heartbeat()

@@ -6,14 +6,13 @@ are measured, and what for; the inventory's files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from gevent.event import Event
 
 from bench import all_nodes
-from bench.inventory.tuned_profile import STALE_WITH, basis
 from bench.running import ending, node_facts, runfile
 from bench.running.client import BenchError, Target
 from bench.running.ending import Ended
@@ -31,10 +30,6 @@ KINDS: tuple[tuple[str, type[BlockRun]], ...] = (
 )
 
 R = TypeVar("R", bound=BlockRun)
-
-
-class AnotherNode(BenchError):
-    """What is resumed began on another model, engine or board."""
 
 
 class Sitting:
@@ -61,10 +56,10 @@ class Sitting:
             raise self._unwritten
 
     def _begin(self) -> None:
-        """Raises: BenchError, AnotherNode."""
+        """Raises: BenchError."""
         looked = self._meter.begin()
-        if self._run.before is not None and (reasons := changes(self._run.before.node, looked.node)):
-            raise AnotherNode(f"{self._run.node}: {'; '.join(reasons)}: blocks of both do not compare. Begin anew.")
+        if self._run.before is not None:
+            node_facts.require_same(self._run.node, self._run.before.node, looked.node)
         self._run.before = self._run.before or looked
         self._run.fingerprint = self._run.fingerprint or node_facts.fingerprint(looked)
 
@@ -128,16 +123,6 @@ def on_all(
     results = all_nodes.on_each(targets, one, interrupt)
     gone = "interrupted before it began"
     return [r or Ended(t.name, problem=f"{t.name}: {gone}") for t, r in zip(targets, results, strict=True)]
-
-
-def changes(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
-    """In what a node is no longer what it was, a sentence each."""
-    was, is_now = basis(before), basis(now)
-    return [
-        f"{what} was {was[name]} when this began, and is {is_now[name]} now"
-        for name, what in STALE_WITH.items()
-        if None not in (was[name], is_now[name]) and was[name] != is_now[name]
-    ]
 
 
 def resumed(target: Target, around: Surroundings, kind: str, shape: type[R]) -> R:
