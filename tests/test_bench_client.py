@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import pytest
 from harness import LINGER_0, free_port
 
-from bench.running.client import Patience, Reply, Target, WrongKey, generate
+from bench.running.client import Patience, Target, WrongKey, generate
+from bench.running.stream import Reply
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 TOKEN = b'event: token\ndata: {"token": " fall", "done": false}\n\n'

@@ -10,9 +10,10 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from bench.running.client import BenchError, Reply, Target, WrongKey
+from bench.running.client import BenchError, Target, WrongKey
 from bench.running.load import GONE_AFTER, Loading, NodeGone, TraceRefused, keep_up
 from bench.running.samples import ClosedLoop, Counts, Failure, Load, OpenLoop, Stage
+from bench.running.stream import Reply
 from bench.running.trace import Calibration, Prompt, Trace
 
 COUNTS = Counts(prompt_tokens=30, completion_tokens=2, finish_reason="length")

@@ -19,12 +19,10 @@ import msgspec
 
 from appliance.errors import EngineFailed
 from appliance.httpbody import ResponseBody
-from bench.running.samples import Counts, Failure
+from bench.running.samples import Failure
+from bench.running.stream import DETAIL_CHARS, Broken, Reply, blocks, data_of, failure_in, read_events
 
 RECEIVE_BYTES = 64 * 1024
-EVENT_LIMIT_BYTES = 1024 * 1024
-DETAIL_CHARS = 300
-TOKEN = b"event: token\n"
 
 
 class BenchError(Exception):
@@ -92,23 +90,6 @@ class Target:
         return urlsplit(self.url)
 
 
-@dataclass
-class Reply:
-    """What came of one request; either `counts` or `failure` is there at its end."""
-
-    sent_at: float
-    ended_at: float = 0.0
-    tokens_at: list[float] = field(default_factory=list)
-    was_queued: bool = False
-    counts: Counts | None = None
-    failure: Failure | None = None
-
-
-class _Broken(Exception):
-    def __init__(self, failure: Failure) -> None:
-        self.failure = failure
-
-
 def generate(target: Target, prompt: str, max_tokens: int, patience: Patience) -> Reply:
     """Ask for one answer, and wait for its end.
 
@@ -119,8 +100,8 @@ def generate(target: Target, prompt: str, max_tokens: int, patience: Patience) -
     request = target.request("POST", "/generate", msgspec.json.encode(body))
     reply = Reply(time.monotonic())
     try:
-        _read_events(_exchange(target, request, patience), reply)
-    except _Broken as broken:
+        read_events(_exchange(target, request, patience), reply)
+    except Broken as broken:
         reply.failure = broken.failure
     reply.ended_at = reply.ended_at or time.monotonic()
     if reply.failure is not None and reply.failure.status == 401:
@@ -135,7 +116,7 @@ def get(target: Target, path: str, patience: Patience) -> tuple[int, bytes]:
     try:
         for status, piece, _ in _exchange(target, target.request("GET", path), patience):  # noqa: B007
             payload += piece
-    except _Broken as broken:
+    except Broken as broken:
         raise Unreachable(target, broken.failure) from broken
     if status == 401:
         raise WrongKey(target)
@@ -157,12 +138,12 @@ def events(target: Target, path: str, body: bytes, patience: Patience) -> Genera
     """
     request = target.request("POST", path, body, "text/event-stream")
     try:
-        for event in _blocks(_exchange(target, request, patience)):
+        for event in blocks(_exchange(target, request, patience)):
             if event.startswith(b"event: error\n"):
-                raise _Broken(_failure("event", _data(event)))
+                raise Broken(failure_in("event", data_of(event)))
             name = event[7:].partition(b"\n")[0].decode(errors="replace") if event.startswith(b"event: ") else ""
-            yield name, _data(event)
-    except _Broken as broken:
+            yield name, data_of(event)
+    except Broken as broken:
         if broken.failure.status == 401:
             raise WrongKey(target, broken.failure.detail) from None
         raise RequestFailed(target, path, broken.failure) from None
@@ -182,7 +163,7 @@ class Unreachable(BenchError):
 
 
 def _exchange(target: Target, request: bytes, patience: Patience) -> Iterator[tuple[int, bytes, float]]:
-    """Status, payload and time of arrival of each piece of the response. Raises: _Broken."""
+    """Status, payload and time of arrival of each piece of the response. Raises: Broken."""
     connection = _connect(target, patience)
     body, ends_at = ResponseBody(), time.monotonic() + patience.answer_s
     try:
@@ -190,11 +171,11 @@ def _exchange(target: Target, request: bytes, patience: Patience) -> Iterator[tu
         while not body.is_complete:
             data, now = _receive(connection, min(patience.silence_s, ends_at - time.monotonic()))
             if not data:
-                raise _Broken(Failure("cut_off", detail="The connection ended before the answer did."))
+                raise Broken(Failure("cut_off", detail="The connection ended before the answer did."))
             try:
                 payload = body.feed(data)
             except EngineFailed:
-                raise _Broken(Failure("garbled", detail="What answers there speaks no HTTP.")) from None
+                raise Broken(Failure("garbled", detail="What answers there speaks no HTTP.")) from None
             if body.status is not None:
                 yield body.status, payload, now
     finally:
@@ -210,96 +191,28 @@ def _connect(target: Target, patience: Patience) -> Any:
             return context.wrap_socket(connection, server_hostname=target.address[0])
         return connection
     except ConnectionRefusedError:
-        raise _Broken(Failure("refused", detail="The connection was refused.")) from None
+        raise Broken(Failure("refused", detail="The connection was refused.")) from None
     except TimeoutError:
-        raise _Broken(Failure("timed_out", detail=f"No connection within {patience.connect_s:g} s.")) from None
+        raise Broken(Failure("timed_out", detail=f"No connection within {patience.connect_s:g} s.")) from None
     except OSError as error:
-        raise _Broken(Failure("unreachable", detail=f"{error}"[:DETAIL_CHARS])) from None
+        raise Broken(Failure("unreachable", detail=f"{error}"[:DETAIL_CHARS])) from None
 
 
 def _send(connection: Any, request: bytes) -> None:
     try:
         connection.sendall(request)
     except OSError as error:
-        raise _Broken(Failure("cut_off", detail=f"The request could not be sent: {error}.")) from None
+        raise Broken(Failure("cut_off", detail=f"The request could not be sent: {error}.")) from None
 
 
 def _receive(connection: Any, timeout_s: float) -> tuple[bytes, float]:
     if timeout_s <= 0:
-        raise _Broken(Failure("timed_out", detail="The answer was not complete in time."))
+        raise Broken(Failure("timed_out", detail="The answer was not complete in time."))
     connection.settimeout(timeout_s)
     try:
         data: bytes = connection.recv(RECEIVE_BYTES)
     except TimeoutError:
-        raise _Broken(Failure("timed_out", detail=f"Not a byte within {timeout_s:.3g} s.")) from None
+        raise Broken(Failure("timed_out", detail=f"Not a byte within {timeout_s:.3g} s.")) from None
     except OSError as error:
-        raise _Broken(Failure("cut_off", detail=f"{error}"[:DETAIL_CHARS])) from None
+        raise Broken(Failure("cut_off", detail=f"{error}"[:DETAIL_CHARS])) from None
     return data, time.monotonic()
-
-
-def _blocks(pieces: Iterator[tuple[int, bytes, float]]) -> Iterator[bytes]:
-    """The events of a response, whole. Raises: _Broken for one that is none, or ends within an event."""
-    pending, status = b"", 0
-    for status, payload, _ in pieces:
-        pending += payload
-        if status == 200:
-            *whole, pending = pending.split(b"\n\n")
-            yield from whole
-        if len(pending) > EVENT_LIMIT_BYTES:
-            raise _Broken(Failure("garbled", detail="An event without an end."))
-    if status != 200:
-        raise _Broken(_failure("status", pending, status))
-    if pending:
-        raise _Broken(Failure("cut_off", detail="The stream ended within an event."))
-
-
-def _read_events(pieces: Iterator[tuple[int, bytes, float]], reply: Reply) -> None:
-    """Take the events as they come, to the last. Raises: _Broken for a stream that ends without one."""
-    pending, status = b"", 0
-    for status, payload, now in pieces:
-        pending += payload
-        if status != 200:
-            continue
-        *events, pending = pending.split(b"\n\n")
-        for event in events:
-            _take(event, now, reply)
-        if reply.counts or reply.failure:
-            return
-        if len(pending) > EVENT_LIMIT_BYTES:
-            raise _Broken(Failure("garbled", detail="An event without an end."))
-    if status != 200:
-        raise _Broken(_failure("status", pending, status))
-    raise _Broken(Failure("cut_off", detail="The stream ended without `done`."))
-
-
-def _take(event: bytes, now: float, reply: Reply) -> None:
-    if event.startswith(TOKEN):
-        reply.tokens_at.append(now)
-    elif event.startswith(b"event: done\n"):
-        reply.counts, reply.ended_at = _counts(event), now
-    elif event.startswith(b"event: error\n"):
-        reply.failure, reply.ended_at = _failure("event", _data(event)), now
-    elif event.startswith(b"event: queued\n"):
-        reply.was_queued = True
-
-
-def _data(event: bytes) -> bytes:
-    return event.partition(b"\ndata: ")[2]
-
-
-def _counts(event: bytes) -> Counts:
-    try:
-        return msgspec.json.decode(_data(event), type=Counts)
-    except msgspec.MsgspecError as error:
-        raise _Broken(Failure("garbled", detail=f"A `done` that says: {error}")) from None
-
-
-def _failure(kind: Any, data: bytes, status: int | None = None) -> Failure:
-    """The node's own error; its words too, where it is not ours that answers."""
-    try:
-        found = msgspec.json.decode(data)
-        code, detail, retry = str(found["error"]), str(found.get("detail", "")), found.get("retry_after_s")
-    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError):
-        code, detail, retry = "", data[:DETAIL_CHARS].decode(errors="replace"), None
-    retry_after_s = float(retry) if isinstance(retry, int | float) else None
-    return Failure(kind, code[:80], status, detail[:DETAIL_CHARS], retry_after_s)

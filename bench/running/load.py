@@ -15,8 +15,9 @@ from typing import Protocol
 import gevent
 from gevent.pool import Group
 
-from bench.running.client import BenchError, Reply
+from bench.running.client import BenchError
 from bench.running.samples import ClosedLoop, OpenLoop, Sample, Stage
+from bench.running.stream import Reply
 from bench.running.trace import Part, Prompt, Trace, arrivals
 
 GONE_AFTER = 5  # failures in a row that no node answered
