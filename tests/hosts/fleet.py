@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -142,7 +143,8 @@ def playbook(scenario: str, name: str, *arguments: str) -> list[str]:
 def play(scenario: str, name: str, *arguments: str) -> str:
     """Run one of the project's playbooks on a scenario's hosts, and return what it says; it must succeed."""
     command = playbook(scenario, name, *arguments)
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    environment = os.environ | {"ANSIBLE_FORCE_COLOR": "false"}  # molecule wants colours, and readers do not
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{name}: exit {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
 
