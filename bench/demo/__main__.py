@@ -28,7 +28,7 @@ PORT = click.IntRange(1, 65535)
 ROUNDS = click.IntRange(6, 23)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 UP_PIPE = "DEMO_UP_PIPE"
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def place(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,9 +89,13 @@ def up(folder: Path, inventory: Path, port: int, engine_port: int) -> None:
     where = Where(folder, inventory, port, engine_port)
     with ended_in_order():
         _hold_in_background(where)
-        ask(where, 0)
-        click.echo(HOW_TO.format(host=HOST, port=port, next=port + 1, key=where.key_file, inventory=inventory,
-                                 results=where.results))  # fmt: skip
+        try:
+            ask(where, 0)
+        except BaseException:
+            fleet.down(folder)
+            raise
+    click.echo(HOW_TO.format(host=HOST, port=port, next=port + 1, key=where.key_file, inventory=inventory,
+                             results=where.results))  # fmt: skip
 
 
 HOW_TO = """
@@ -198,7 +202,7 @@ def _hold_in_background(where: Where) -> None:
 
 @contextmanager
 def ended_in_order() -> Iterator[None]:
-    """SIGTERM and Ctrl-C end what was begun, in order; a second one does not hurry it."""
+    """Ctrl-C, SIGTERM and a terminal that closes end what was begun, in order; a second one does not hurry it."""
     for number in SIGNALS:
         signal.signal(number, _interrupt)
     try:

@@ -33,6 +33,7 @@ from bench.demo.pidfile import PidFile
 
 NAMES = ("demo1", "demo2")
 OWNER = "demo"
+RESTART = signal.SIGUSR1
 RESTART_TIMEOUT_S = 60.0
 DOWN_TIMEOUT_S = 60.0
 
@@ -85,7 +86,7 @@ class Nodes:
 
     def start(self) -> None:
         """Raises: DemoFailed."""
-        signal.signal(signal.SIGHUP, self._ask)
+        signal.signal(RESTART, self._ask)
         _make_keys(self._where, self.nodes)
         for each in self.nodes:
             click.echo(
@@ -166,7 +167,7 @@ def restart(folder: Path, name: str) -> bool:
     if nodes_of.in_force(port, key) == wanted:
         return False
     ends_at = time.monotonic() + RESTART_TIMEOUT_S
-    os.kill(pid, signal.SIGHUP)
+    os.kill(pid, RESTART)
     while nodes_of.in_force(port, key) != wanted:
         if time.monotonic() > ends_at or PidFile(folder / "demo.pid").read() != pid:
             raise DemoFailed(f"{name} did not come back with its new settings; its logs are in {home}.")
