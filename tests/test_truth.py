@@ -76,6 +76,12 @@ def test_races_end_near_the_best_with_two_fifths_of_the_grids_blocks(name: str) 
     assert not is_too_rare(near, n, 0.95)
 
 
+def test_among_equals_hardly_any_race_calls_one_worse_however_often_it_looks() -> None:
+    outcomes = [raced(lambda settings: 1.0, random.Random(k), LIVE_SPACE, DEFAULT, 3600, None) for k in range(30)]
+    wrong = count(any(fate.name == "worse" for fate in outcome.fates) for outcome in outcomes)
+    assert not is_too_often(wrong, len(outcomes), 0.05)
+
+
 def test_a_simulated_block_costs_what_it_costs_on_a_pi() -> None:
     costs = [Machine(lambda settings: 1.0, Noise(), random.Random(k)).block(DEFAULT).cost_s for k in range(100)]
     assert 24 < sum(costs) / len(costs) < 28
