@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from harness import free_port
 
 PROJECT = Path(__file__).parent.parent
 
@@ -65,10 +65,26 @@ class Demo:
 
 
 def new_demo(clone: Path) -> Demo:
-    """The ports beside the free ones are most probably free as well."""
     ignored = shutil.ignore_patterns("host_vars")
     shutil.copytree(PROJECT / "inventory", clone / "inventory", symlinks=True, ignore=ignored)
-    return Demo(clone, free_port(), free_port())
+    port, engine_port = free_pairs()
+    return Demo(clone, port, engine_port)
+
+
+def free_pairs() -> list[int]:
+    """Two ports of which the next is free as well; below those that the kernel gives to connections."""
+    starts = random.sample(range(20000, 30000, 2), 100)
+    return [port for port in starts if is_free(port) and is_free(port + 1)][:2]
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 @contextmanager
