@@ -20,7 +20,8 @@ from bench.statistics.comparison import Verdict
 from bench.truth import surfaces
 from bench.truth.surfaces import Machine, Noise
 from bench.tuning.block import Question
-from bench.tuning.racing import Plan, Race
+from bench.tuning.outcome import Plan
+from bench.tuning.racing import Race
 from bench.tuning.space import Settings
 from bench.tuning.tune_file import BlockRecord, TuneRun
 from bench.tuning.verify_file import VerifyRun

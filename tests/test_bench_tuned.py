@@ -15,7 +15,7 @@ from bench.tuning.block import REFUSED, Busy, Gone, Question, SettingsRefused, m
 from bench.tuning.blocks import BlockRecord
 from bench.tuning.meter import streams_of
 from bench.tuning.objective import Figures
-from bench.tuning.racing import Fate, Outcome
+from bench.tuning.outcome import Fate, Outcome
 from bench.tuning.space import Settings
 from bench.tuning.tune_file import TuneRun
 from bench.tuning.tuned import Wanted, metric, plan, why_not

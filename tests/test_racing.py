@@ -11,16 +11,8 @@ import msgspec
 import pytest
 
 from bench.tuning.objective import Figures, Limits
-from bench.tuning.racing import (
-    ATTEMPTS,
-    CUT_OFF_LEAST_S,
-    USUAL_LEAST_BLOCKS,
-    Block,
-    Outcome,
-    Plan,
-    Race,
-    usual_blocks,
-)
+from bench.tuning.outcome import USUAL_LEAST_BLOCKS, Block, Outcome, Plan, usual_blocks
+from bench.tuning.racing import ATTEMPTS, CUT_OFF_LEAST_S, Race
 from bench.tuning.space import Axis, Settings, Space
 
 SPACE = Space((Axis("N_CTX", (512, 1024)), Axis("N_THREADS", (2, 3, 4)), Axis("N_BATCH", (64, 128))))

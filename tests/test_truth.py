@@ -18,7 +18,7 @@ from bench.truth.comparison import compared, coverage_rates, series
 from bench.truth.race import NEAR_ENOUGH, quality, raced
 from bench.truth.rate import Rate
 from bench.truth.surfaces import DEFAULT, LIVE_SPACE, SURFACES, Machine, Noise
-from bench.tuning.racing import USUAL_S, usual_blocks
+from bench.tuning.outcome import USUAL_S, usual_blocks
 
 CHANCE = 1e-4
 

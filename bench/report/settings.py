@@ -11,7 +11,7 @@ from bench.report.parts import NONE, age, badge, below, share, table
 from bench.report.scale import Scale
 from bench.running.run_table import number
 from bench.running.summary import Estimate
-from bench.tuning.racing import Fate, Outcome
+from bench.tuning.outcome import Fate, Outcome
 from bench.tuning.tune_file import TuneRun
 
 SETTINGS_SHOWN = 12

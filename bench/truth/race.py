@@ -19,7 +19,8 @@ from bench.truth.surfaces import (
     Surface,
     with_restarts,
 )
-from bench.tuning.racing import CUT_OFF, MARGIN, USUAL_S, Outcome, Plan, Race, usual_blocks
+from bench.tuning.outcome import MARGIN, USUAL_S, Outcome, Plan, usual_blocks
+from bench.tuning.racing import CUT_OFF, Race
 from bench.tuning.space import Settings, Space
 
 SHORT_S, RESTART_BUDGET_S = 1200.0, 3600.0

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from appliance.benchmark_run import WARM_UP_TOKENS
 from bench.tuning.block import Question
 from bench.tuning.objective import Figures
-from bench.tuning.racing import Block
+from bench.tuning.outcome import Block
 from bench.tuning.space import Axis, Settings, Space
 
 DECODE_TOKENS_PER_S, PREFILL_TOKENS_PER_S = 5.3, 25.0

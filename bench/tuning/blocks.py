@@ -10,7 +10,7 @@ from bench.running.header import Header
 from bench.running.samples import Facts
 from bench.tuning.block import Question, Ran
 from bench.tuning.objective import Figures
-from bench.tuning.racing import Block, Status
+from bench.tuning.outcome import Block, Status
 from bench.tuning.space import Settings
 
 

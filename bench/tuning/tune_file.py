@@ -12,7 +12,7 @@ from msgspec import field
 
 from bench.inventory.tuned_profile import TunedProfile
 from bench.tuning.blocks import BlockRecord, BlockRun
-from bench.tuning.racing import Outcome, Plan
+from bench.tuning.outcome import Outcome, Plan
 
 KIND = "tune"
 

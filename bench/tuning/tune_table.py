@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bench.running.run_table import number
 from bench.statistics.comparison import Verdict
-from bench.tuning.racing import Fate, Outcome
+from bench.tuning.outcome import Fate, Outcome
 from bench.tuning.tune_file import TuneRun
 
 SHOWN = 8  # settings, the best first

@@ -15,7 +15,7 @@ from bench.knobs import KNOBS
 from bench.statistics.intervals import mean_interval
 from bench.tuning.block import Ran
 from bench.tuning.objective import Figures, Limits, Objective, score
-from bench.tuning.racing import MARGIN, USUAL_S, Outcome, Plan, usual_blocks
+from bench.tuning.outcome import MARGIN, USUAL_S, Outcome, Plan, usual_blocks
 from bench.tuning.space import Axis, Settings, Space, Value
 from bench.tuning.tune_file import TuneRun
 
