@@ -15,6 +15,8 @@ from bench.inventory.tuned_profile import TunedProfile
 from tests.hosts.fleet import Node
 
 LOOKS = ("--rounds=6", "--max-tokens=8")
+# On a busy machine one round may come out the other way; of these rounds some may.
+MORE_LOOKS = ("--rounds=9", "--max-tokens=8")
 
 
 def test_a_verdict_is_given_and_the_nodes_file_has_it(nodes: list[Node]) -> None:
@@ -45,11 +47,11 @@ def planted(nodes: list[Node]) -> Planted:
     node = nodes[1]
     before, good = loop.file_of(node).read_bytes(), tuned_file.read(loop.INVENTORY, node.name)
     assert good is not None
-    bad = {**good.env, "N_THREADS": min(256, 4 * loop.facts(node)["board"]["cores"])}
+    bad = {**good.env, "N_THREADS": min(256, 16 * loop.facts(node)["board"]["cores"])}
     tuned_file.write(loop.INVENTORY, node.name, TunedProfile(env=bad, measured={}, provenance=good.provenance))
     loop.deploy(f"--limit={node.name},localhost")
     loop.require_in_force(node, bad)
-    status, told = loop.bench("verify", *LOOKS, f"--limit={node.name}", "--apply", statuses=(0, 3))
+    status, told = loop.bench("verify", *MORE_LOOKS, f"--limit={node.name}", "--apply", statuses=(0, 3))
     return Planted(node, before, good.env, status, told["nodes"][0])
 
 
