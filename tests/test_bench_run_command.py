@@ -204,9 +204,13 @@ def test_nobody_waits_for_a_node_that_loads_its_model(node: Node, tmp_path: Path
     ):
         loading.wait_until_live()
         process = started(loading, tmp_path, *QUICK, "--node", f"pi2=http://127.0.0.1:{node.port}", key=node.key)
-        wait_until(lambda: bool(list(tmp_path.glob("pi2/*.json"))), "the other is measured meanwhile", deadline_s=60)
-        process.kill()
-        process.communicate()
+        try:
+            wait_until(
+                lambda: bool(list(tmp_path.glob("pi2/*.json"))), "the other is measured meanwhile", deadline_s=60
+            )
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def test_a_node_that_dies_in_the_middle_keeps_its_samples(engine: FakeHandle, tmp_path: Path) -> None:

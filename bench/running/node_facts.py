@@ -23,9 +23,13 @@ class AnotherNode(BenchError):
 
 
 class NotReady(BenchError):
-    """The node answers, but would take no generation now."""
+    """The node answers, but would take no generation now. is_passing: it gets on by itself."""
 
     may_pass = True
+
+    def __init__(self, target: Target, reason: str) -> None:
+        super().__init__(f"{target.name}: not ready: {reason}. Measure again when {target.url}/ready answers 200.")
+        self.is_passing = reason not in LASTING
 
 
 def require_ready(target: Target, wait_s: float = READY_WAIT_S) -> None:
@@ -36,7 +40,7 @@ def require_ready(target: Target, wait_s: float = READY_WAIT_S) -> None:
     ends_at = time.monotonic() + wait_s
     while (reason := _reason_not_ready(target)) is not None:
         if reason in LASTING or time.monotonic() > ends_at:
-            raise NotReady(f"{target.name}: not ready: {reason}. Measure again when {target.url}/ready answers 200.")
+            raise NotReady(target, reason)
         gevent.sleep(ASK_EVERY_S)
     get(target, "/metrics", QUICK)
 

@@ -19,7 +19,6 @@ from bench.running.client import BenchError, Patience, Target, generate
 from bench.running.cooling import Cooling, temperature_c
 from bench.running.lateness import Heartbeat
 from bench.running.load import Loading, Monotonic, NodeGone, TraceRefused, keep_up
-from bench.running.node_facts import READY_WAIT_S
 from bench.running.outcome import points
 from bench.running.samples import KIND, ClosedLoop, Facts, Load, Run, Sample, Settings, Stage
 from bench.running.saturation import next_concurrency
@@ -46,14 +45,12 @@ class Progress:
     unit: str = "requests"
 
 
-def calibrate(
-    target: Target, seed: int, lengths: tuple[int, ...], patience: Patience, wait_s: float = READY_WAIT_S
-) -> Calibration:
+def calibrate(target: Target, seed: int, lengths: tuple[int, ...], patience: Patience) -> Calibration:
     """How this node's model counts our prompts, from a short and a long one; then that the longest length fits.
 
     Raises: BenchError.
     """
-    node_facts.require_ready(target, wait_s)
+    node_facts.require_ready(target, wait_s=0.0)
     plain = Trace(seed, lengths, Calibration())
     counted = []
     for number, words in enumerate((SHORT_WORDS, LONG_WORDS)):

@@ -6,6 +6,7 @@ Owns: what is common to them, and the end of all by an interruption. Must not kn
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +22,7 @@ from bench.running.client import BenchError, Patience, Target
 from bench.running.cooling import Cooling
 from bench.running.ending import Ended
 from bench.running.lateness import Heartbeat
-from bench.running.node_facts import READY_WAIT_S, NotReady
+from bench.running.node_facts import ASK_EVERY_S, READY_WAIT_S, NotReady
 from bench.running.node_run import NodeRun, Progress, calibrate, new_run
 from bench.running.runfile import RunFileError
 from bench.running.samples import KIND, Run, Settings
@@ -71,24 +72,25 @@ class Session:
         return [found.get(target.name) or ended[target.name] for target in targets]
 
     def _calibrate(self, targets: Sequence[Target], settings: Settings) -> tuple[Calibration | None, dict[str, str]]:
-        """One that is ready first, since nobody is to wait for a node that loads its model; then those that may be."""
+        """In turns, until one is ready: nobody is to wait for a certain node that loads its model."""
         problems: dict[str, str] = {}
-        waiting = list(targets)
-        for wait_s in (0.0, READY_WAIT_S):
+        waiting, ends_at = list(targets), time.monotonic() + READY_WAIT_S
+        while waiting and time.monotonic() < ends_at and not self.interrupt.is_set():
             asked, waiting = waiting, []
             for target in asked:
-                found = self._calibrated(target, settings, wait_s)
+                found = self._calibrated(target, settings)
                 if found is None or isinstance(found, Calibration):
                     return found, problems
                 problems[target.name] = str(found)
-                if isinstance(found, NotReady):
+                if isinstance(found, NotReady) and found.is_passing:
                     waiting.append(target)
+            self.interrupt.wait(ASK_EVERY_S if waiting else 0)
         return None, problems
 
-    def _calibrated(self, target: Target, settings: Settings, wait_s: float) -> Calibration | BenchError | None:
+    def _calibrated(self, target: Target, settings: Settings) -> Calibration | BenchError | None:
         """None: interrupted."""
         patience = Patience(answer_s=settings.timeout_s)
-        ask = partial(calibrate, target, settings.seed, settings.prompt_tokens, patience, wait_s)
+        ask = partial(calibrate, target, settings.seed, settings.prompt_tokens, patience)
         asking = gevent.spawn(_or_error, ask)
         either: list[Any] = [asking, self.interrupt]
         gevent.wait(either, count=1)
