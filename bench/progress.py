@@ -56,18 +56,19 @@ def shown(is_wanted: bool) -> Iterator[Lines | Bars]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Display
+        from rich.table import Column
     except ImportError:
         is_wanted = False
     if not is_wanted or not sys.stderr.isatty():
         yield Lines()
         return
     columns = (
-        TextColumn("{task.fields[node]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[stage]}  {task.fields[left]}"),
+        TextColumn("{task.fields[node]}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[stage]}  {task.fields[left]}", table_column=Column(ratio=1, overflow="ellipsis")),
     )
     # Drawn when something is told: rich's own thread would draw at moments that are being measured.
-    with Display(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as display:
+    with Display(*columns, console=Console(stderr=True), transient=True, auto_refresh=False, expand=True) as display:
         bars = Bars(display)
         yield bars

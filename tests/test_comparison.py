@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.statistics.comparison import ALPHA, LOOKS, Look, Verdict, compare, first_arms, looks, signed_rank
+from bench.statistics.comparison import (
+    ALPHA,
+    LOOKS,
+    Look,
+    Verdict,
+    compare,
+    first_arms,
+    is_surely_higher,
+    looks,
+    signed_rank,
+)
 from bench.statistics.intervals import NormalDist
 
 FLAT = [10.0, 10.1, 9.9, 10.2, 9.8, 10.05, 9.95, 10.15, 9.85, 10.02, 9.98, 10.07]
@@ -116,3 +126,18 @@ def test_swapped_arms_have_the_opposite_verdict(rounds: list[tuple[float, float]
     assert one.p == pytest.approx(other.p)
     assert math.log1p(one.change) == pytest.approx(-math.log1p(other.change), abs=1e-9)
     assert {"faster": "slower", "slower": "faster", "same": "same"}[one.kind] == other.kind
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_higher"),
+    [
+        ([2.01, 2.03], [1.61, 1.63], True),
+        ([1.61, 1.63], [2.01, 2.03], False),
+        ([5.0, 4.5], [4.6, 3.7], False),
+        ([2.02], [1.61, 1.63], False),
+        ([2.0, 2.0], [1.0, 1.0], True),
+    ],
+    ids=["higher", "lower", "scattered", "a single value", "without any scatter"],
+)
+def test_two_samples_are_told_apart_only_surely(one: list[float], other: list[float], is_higher: bool) -> None:
+    assert is_surely_higher(one, other) is is_higher

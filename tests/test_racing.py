@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
+from bench.statistics.comparison import is_surely_higher
 from bench.tuning.objective import Figures, Limits
 from bench.tuning.outcome import USUAL_LEAST_BLOCKS, Block, Outcome, Plan, usual_blocks
 from bench.tuning.racing import ATTEMPTS, CUT_OFF_LEAST_S, Race
@@ -59,6 +61,24 @@ def test_it_is_sure_of_a_clear_winner_and_gives_the_defaults_figures_beside_it()
     assert outcome.is_better
     assert outcome.gain == pytest.approx(0.2, abs=0.02)
     assert len(outcome.fates) == outcome.grid == 12
+
+
+def scores(settings: Settings, told: list[Block]) -> list[float]:
+    return [math.log(b.figures.decode_tokens_per_s) for b in told if b.settings == settings and b.figures]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_on_a_machine_of_any_noise_better_is_what_the_blocks_of_the_two_show_by_themselves(seed: int) -> None:
+    rng, told = random.Random(seed), list[Block]()
+    plan = replace(PLAN, budget_s=600, seed=seed)
+    outcome = run(plan, lambda s: Block(s, "measured", 10.0, figures(rng.lognormvariate(2.0, 0.5))), told)
+    assert outcome.winner is not None
+    if outcome.is_better and outcome.default.name == "worse":
+        assert outcome.gain is not None
+        assert outcome.gain > 0
+        assert is_surely_higher(scores(outcome.winner.settings, told), scores(DEFAULT, told))
+    if outcome.stopped == "sure" and outcome.default.name == "worse":
+        assert outcome.is_better
 
 
 def test_of_equals_the_larger_context_wins_then_fewer_threads() -> None:

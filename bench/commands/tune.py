@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -112,7 +113,7 @@ def command(
         results += [Tuned(name, problem=problem) for name, problem in problems.items()]
         written = [_write(each, chosen.inventory_of(each.node), dry_run, force) for each in results]
     committed = _commit(results, written) if commit else ""
-    _print(results, written, committed, as_json)
+    _print(results, written, committed, shlex.join(chosen.playbook().command()), as_json)
     sys.exit(exit_status(results, written, interrupt.is_set()))
 
 
@@ -173,7 +174,7 @@ def _commit(results: Sequence[Tuned], written: list[Written]) -> str:
         return ""
 
 
-def _print(results: Sequence[Tuned], written: Sequence[Written], committed: str, as_json: bool) -> None:
+def _print(results: Sequence[Tuned], written: Sequence[Written], committed: str, deploying: str, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(_document(results, written, committed)))
         return
@@ -189,7 +190,7 @@ def _print(results: Sequence[Tuned], written: Sequence[Written], committed: str,
     if committed:
         click.echo(f"committed as {committed}")
     if any(each.status == "written" for each in written):
-        click.echo("Deploy it with: ansible-playbook ansible/profile.yml. Then prove it with: bench verify.")
+        click.echo(f"Deploy it with: {deploying}\nThen prove it with: bench verify, of the same inventory")
 
 
 def _said(result: Tuned, each: Written) -> str:

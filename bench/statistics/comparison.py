@@ -17,8 +17,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import NormalDist, median
+from statistics import NormalDist, fmean, median
 from typing import Literal, NamedTuple
+
+from appliance.benchmark_choice import p_value
 
 ALPHA = 0.05
 LOOKS = (12, 16, 21)  # rounds; of some 52 s each on a Pi (bench/truth/surfaces.py): the last after 18 minutes
@@ -117,6 +119,17 @@ def compare(
         n=look.rounds,
         is_final=is_significant or look == plan[-1],
     )
+
+
+def is_surely_higher(one: Sequence[float], other: Sequence[float], alpha: float = ALPHA) -> bool:
+    """Whether `one` lies higher by Student's two-sample t, pooled, two-sided; never by less than two values each."""
+    degrees = len(one) + len(other) - 2
+    if min(len(one), len(other)) < 2:
+        return False
+    distance = fmean(one) - fmean(other)
+    squares = sum((value - fmean(arm)) ** 2 for arm in (one, other) for value in arm)
+    error = math.sqrt(squares / degrees * (1 / len(one) + 1 / len(other)))
+    return distance > 0 and (error == 0 or p_value(distance / error, degrees) < alpha)
 
 
 class SignedRank(NamedTuple):

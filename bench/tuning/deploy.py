@@ -39,10 +39,11 @@ class Playbook:
         """inventories: as `ansible-playbook -i` takes them; without any ansible.cfg's own."""
         self._inventories, self._vault = inventories, vault or Vault()
 
-    def command(self, node: str) -> list[str]:
-        """What deploys the inventory's own profile on this node; also what people are told to run."""
+    def command(self, *nodes: str) -> list[str]:
+        """What deploys the inventory's own profiles on these nodes, or on all; also what people are told to run."""
         where = [part for source in self._inventories for part in ("-i", source)]
-        return ["ansible-playbook", *where, "ansible/profile.yml", "--limit", f"{node},localhost"]
+        limit = ["--limit", ",".join((*nodes, "localhost"))] if nodes else []
+        return ["ansible-playbook", *where, "ansible/profile.yml", *limit]
 
     def deploy(self, node: str, env: Mapping[str, Value] | None) -> None:
         """Raises: DeployFailed."""

@@ -148,8 +148,8 @@ class Judgement:
             return "winner"
         if settings not in self.eligible:
             return "ruled out"
-        if settings in self.worse:
-            return "worse"
+        if settings in self.worse:  # by an earlier look; what came later may have shaken it
+            return "worse" if self.leader and self.fit.difference(self.leader, settings) > 0 else "undecided"
         if settings == self.leader or settings in self.tied:
             return "tied"
         return "undecided" if self._matters(settings) else "no better"

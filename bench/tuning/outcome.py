@@ -82,7 +82,8 @@ class Outcome:
       far. "no candidates": no setting could be measured within the limits.
     gain, gain_ci95: the winner's beside the default, as shares. Flattered, since the same blocks chose the winner: only
       `bench verify`, which measures both anew, gives the figure to believe.
-    is_better: the default is surely worse, or lost a tie to preferred settings, or is not allowed.
+    is_better: the default is surely worse, by the blocks of the two alone as well; or lost a tie to preferred settings,
+      or is not allowed.
     fates: of every candidate, in the space's order. grid: how many there are.
     """
 

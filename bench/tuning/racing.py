@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 
 from bench.statistics.additive import Observation, fit
+from bench.statistics.comparison import is_surely_higher
 from bench.tuning.judgement import LEAST_BLOCKS, Judgement
 from bench.tuning.objective import Figures, score
 from bench.tuning.outcome import Block, Fate, Outcome, Plan, Stopped
@@ -39,8 +40,9 @@ class Race:
     2. Between rounds the data are judged (`Judgement`). The next round: leader and winner; up to FRESH neighbours, not
        visited yet, of the LEADERS best, until EXPLORING of the budget is spent; and the contenders. The last one has
        no more settings than there is room for: a round that ends before its leader was measured compares nothing.
-    3. Neither neighbours nor contenders: sure. What was not visited is taken to be no better than what lies between it
-       and the leaders: a peak that rises alone among bad neighbours is not found.
+    3. Neither neighbours nor contenders, and the blocks of winner and default alone show the same: sure. What was not
+       visited is taken to be no better than what lies between it and the leaders: a peak that rises alone among bad
+       neighbours is not found.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -159,7 +161,10 @@ class Race:
         fresh = self._fresh(judged)
         contenders = [*judged.contenders(), *self._unsettled(), *judged.hasty()] if judged else []
         if not fresh and not contenders:
-            self._end("sure", judged)
+            if judged and self._is_unproven(judged):
+                self._begin([judged.winner or self.plan.default, self.plan.default])
+            else:
+                self._end("sure", judged)
             return
         connecting = judged.connecting() if judged else []
         if contenders and self._share_of_budget > EXPLORING:
@@ -184,6 +189,20 @@ class Race:
         )
         self._worse |= self._judged.worse
         return self._judged
+
+    def _is_unproven(self, judged: Judgement) -> bool:
+        """Whether the blocks of winner and default alone do not show what is said of the default, that it is worse.
+
+        The fit's noise rests on a prior, and some machines are noisier than any prior.
+        """
+        winner, default = judged.winner, self.plan.default
+        if winner is None or default not in self._blocks or judged.fate(default) != "worse":
+            return False
+        is_ahead = judged.fit.difference(winner, default) > 0
+        return not (is_ahead and is_surely_higher(self._scores(winner), self._scores(default)))
+
+    def _scores(self, settings: Settings) -> list[float]:
+        return [score(figures, self.plan.objective) for figures in self._blocks[settings]]
 
     def _is_eligible(self, settings: Settings, blocks: Sequence[Figures]) -> bool:
         is_in = settings in self._candidates and settings not in self._ruled_out
@@ -238,6 +257,7 @@ class Race:
         gain, ci95, is_better = None, None, False
         if judged and winner:
             is_better = winner != default and fates[default].name in ("worse", "tied", "ruled out")
+            is_better = is_better and not self._is_unproven(judged)
             if default in self._blocks:
                 gain, ci95 = judged.share(winner, default)
         self.outcome = Outcome(

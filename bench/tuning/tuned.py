@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from appliance import benchmark_choice
@@ -14,7 +14,7 @@ from bench.inventory.tuned_profile import Against, Measured, Provenance, TunedPr
 from bench.knobs import KNOBS
 from bench.statistics.intervals import mean_interval
 from bench.tuning.block import Ran
-from bench.tuning.objective import Figures, Limits, Objective, score
+from bench.tuning.objective import Figures, Limits, Objective
 from bench.tuning.outcome import MARGIN, USUAL_S, Outcome, Plan, usual_blocks
 from bench.tuning.space import Axis, Settings, Space, Value
 from bench.tuning.tune_file import TuneRun
@@ -25,7 +25,6 @@ THREAD_SHARES = (0.5, 0.75, 1.0)  # of the cores: 2, 3 and 4 on a Pi
 SLOTS = (1, 2, 4)
 FLASH_ATTENTION, KV_CACHE = ("auto", "off"), ("f16", "q8_0")
 LEAST_BLOCKS = 2
-SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -105,36 +104,19 @@ def profile(run: TuneRun, at: datetime | None = None) -> TunedProfile | None:
 def why_not(run: TuneRun) -> str:
     """Why a tune is no reason to write a profile; nothing where it is one.
 
-    1. There is no winner, or it is what the node has. 2. The race is not sure that it is better. 3. The blocks of the
-    two alone do not show it: the race's own noise rests on a prior, and some machines are noisier than any prior.
+    There is no winner, or it is what the node has, or the race is not sure that it is better.
     """
     outcome = run.outcome
-    if outcome is None or outcome.winner is None:  # 1
+    if outcome is None or outcome.winner is None:
         return "no settings could be measured within the limits"
     if outcome.winner.settings == outcome.default.settings:
         return "the node's own settings are the best that was found"
-    unsure = f"{outcome.winner.settings} is not surely better than what the node has; a larger --budget may tell"
-    if not outcome.is_better:  # 2
-        return unsure
-    if outcome.default.name == "worse" and not differ_by_themselves(run, outcome):  # 3
-        return f"{unsure}: the blocks of the two are too few, or scatter too much; is the machine busy?"
+    if not outcome.is_better:
+        return (
+            f"{outcome.winner.settings} is not surely better than what the node has: the blocks of the two are too "
+            "few, or scatter too much. A larger --budget may tell; is the machine busy?"
+        )
     return ""
-
-
-def differ_by_themselves(run: TuneRun, outcome: Outcome) -> bool:
-    """Whether winner and default differ by Student's two-sample t on their own blocks, pooled, two-sided."""
-    assert outcome.winner is not None
-    arms = [
-        [score(one, run.plan.objective) for one in figures_of(run, settings)]
-        for settings in (outcome.winner.settings, outcome.default.settings)
-    ]
-    degrees = sum(len(scores) - 1 for scores in arms)
-    if min(map(len, arms)) < LEAST_BLOCKS:
-        return False
-    squares = sum((value - fmean(scores)) ** 2 for scores in arms for value in scores)
-    error = math.sqrt(squares / degrees * sum(1 / len(scores) for scores in arms))
-    distance = fmean(arms[0]) - fmean(arms[1])
-    return distance > 0 and (error == 0 or benchmark_choice.p_value(distance / error, degrees) < SIGNIFICANCE)
 
 
 def measured(run: TuneRun, outcome: Outcome) -> dict[str, Measured]:
