@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,7 @@ def test_a_second_ctrl_c_ends_it_at_once_and_the_next_tune_puts_back_what_it_lef
     _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130, err
     assert "--resume goes on with it; once more ends at once" in err
+    wait_until(lambda: not playbooks_of(bench), "no playbook goes on by itself")
     path = runfile.newest(bench.results, "pi1", tune_file.KIND)
     assert path is not None
     assert runfile.read(path, TuneRun).temporary_env is not None
@@ -158,6 +160,17 @@ def test_a_second_ctrl_c_ends_it_at_once_and_the_next_tune_puts_back_what_it_lef
     bench.told("tune", "--resume", "--force")
     assert deployed.calls[before]["env"] is None
     assert runfile.read(path, TuneRun).temporary_env is None
+
+
+def playbooks_of(bench: Bench) -> list[str]:
+    """The commands of playbooks that run on this inventory."""
+    return [line for line in commands() if "ansible-playbook" in line and str(bench.inventory) in line]
+
+
+def commands() -> Iterator[str]:
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            yield file.read_text(errors="replace").replace("\0", " ")
 
 
 def killed_while_others_are_in_force(bench: Bench, deployed: Deployed, engine: FakeHandle) -> TuneRun:

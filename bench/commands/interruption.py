@@ -11,6 +11,8 @@ import gevent
 from click.core import ParameterSource
 from gevent.event import Event
 
+from bench.tuning import deploy
+
 EXIT_INTERRUPTED = 130
 
 
@@ -20,6 +22,7 @@ def by_signals() -> Event:
 
     def stop() -> None:
         if interrupt.is_set():
+            deploy.end_all()
             os._exit(EXIT_INTERRUPTED)
         click.echo("interrupted: keeping what was measured, --resume goes on with it; once more ends at once", err=True)
         interrupt.set()

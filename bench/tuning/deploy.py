@@ -11,6 +11,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bench.running.client import BenchError
 from bench.tuning.space import Value
 
 PROJECT = Path(__file__).resolve().parents[2]
+_running: set[int] = set()  # the process groups of playbooks
 LIMIT_S = 30 * 60.0
 LINES_TOLD = 12
 
@@ -87,12 +89,22 @@ def run(command: Sequence[str], handles: Sequence[int] = ()) -> tuple[int, str]:
         pass_fds=handles,
         start_new_session=True,
     ) as process:
+        _running.add(process.pid)
         try:
             out, err = process.communicate(timeout=LIMIT_S)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
+        finally:
+            _running.discard(process.pid)
         return process.returncode, out + err
+
+
+def end_all() -> None:
+    """End every playbook that runs, for an end at once: it would go on beside the one that puts things right."""
+    for group in _running:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
 def temporary_profile(env: Mapping[str, Value]) -> dict[str, Any]:
