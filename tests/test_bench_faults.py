@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from bench_here import Here, once
 from fake_pi import running_pi
-from harness import Node, post, running_node
+from harness import Node, post, running_node, wait_until
 
 from bench import wholefile
 from bench.fake.handle import FakeHandle, running_fake_engine
@@ -140,7 +140,12 @@ def test_a_slow_node_ends_with_its_own_budget(
 
 def test_a_key_that_is_revoked_in_the_middle_is_told_with_the_remedy(good: Node, other: Node, tmp_path: Path) -> None:
     here = Here(tmp_path / "results", pi1=good, pi2=other)
-    here.on_stage["pi2"] = once("round 2", lambda: other.command("keys", "revoke", other.key[3:15]))
+
+    def revoke() -> None:
+        other.command("keys", "revoke", other.key[3:15])
+        wait_until(lambda: other.get("/node", **{"X-API-Key": other.key}).status == 401, "the node knows of it")
+
+    here.on_stage["pi2"] = once("round 2", revoke)
     told = here.tune()
     assert told["pi1"].problem == ""
     assert "pi2: the node does not take this key (401)" in told["pi2"].problem
