@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.running import runfile
 from bench.running.board_validity import marks
 from bench.running.client import Target
 from bench.running.samples import Failure
 from bench.statistics.comparison import LOOKS
-from bench.tuning.arms import NothingToVerify, arms, looks_of
+from bench.tuning.arms import LEAST_ROUNDS, NothingToVerify, arms, looks_of, verdict
 from bench.tuning.block import REFUSED, Busy, Gone, Question, SettingsRefused, meaning
+from bench.tuning.blocks import BlockRecord
 from bench.tuning.meter import streams_of
-from bench.tuning.outcome import Fate, Outcome
+from bench.tuning.objective import Figures
+from bench.tuning.outcome import Fate, Outcome, Status
 from bench.tuning.space import Settings
 from bench.tuning.tune_file import TuneRun
 from bench.tuning.tuned import Wanted, metric, plan, why_not
+from bench.tuning.verify_file import Round, VerifyRun
 
 PI: dict[str, Any] = {"board": {"cores": 4}, "model": {"trained_context": 2048}, "memory": {"total_mib": 4096}}
 OWN = {"N_CTX": 512, "N_THREADS": 4, "N_BATCH": 128}
+HEADER: dict[str, Any] = {
+    "id": "t", "session": "s", "node": "pi1", "url": "http://x", "bench_version": "1",
+    "started_at": "2026-01-01T00:00:00+00:00", "question": Question(),
+}  # fmt: skip
 TARGET = Target("pi1", "http://pi1:8000", "a key")
 
 
@@ -75,10 +84,7 @@ def raced(is_better: bool) -> TuneRun:
     best = next(settings for settings in found.space.settings if settings != found.default)
     was, now = Fate(found.default, "worse", 2), Fate(best, "winner", 2)
     outcome = Outcome("budget", now, was, 0.5, (0.4, 0.6), is_better, (was, now), 4, 1.0, 48)
-    return TuneRun(
-        id="t", session="s", node="pi1", url="http://x", bench_version="1", started_at="2026-01-01T00:00:00+00:00",
-        question=Question(), plan=found, blocks=[], outcome=outcome,
-    )  # fmt: skip
+    return TuneRun(**HEADER, plan=found, blocks=[], outcome=outcome)
 
 
 def test_a_winner_that_is_surely_better_is_written() -> None:
@@ -193,3 +199,19 @@ def test_looks_are_planned_and_enough_for_a_verdict() -> None:
     assert looks_of(None) == LOOKS
     assert looks_of(6) == (6,)
     assert looks_of(20) == (10, 15, 20)
+
+
+def measured(settings: Settings, rate: float, status: Status = "measured") -> BlockRecord:
+    return BlockRecord(settings=settings, status=status, began_s=0.0, cost_s=1.0, figures=Figures(rate, 100.0, 50.0))
+
+
+@pytest.mark.parametrize("rounds", range(LEAST_ROUNDS, 26))
+def test_a_verification_can_be_read_again_after_every_round(tmp_path: Path, rounds: int) -> None:
+    run = VerifyRun(**HEADER, looks=looks_of(rounds), old=Settings.of(N_CTX=512), new=Settings.of(N_CTX=1024))
+    for number in range(rounds):
+        change = 1.01 if number % 2 else 0.99
+        run.rounds.append(Round(measured(run.old, 10.0 + number), measured(run.new, (10.0 + number) * change)))
+        run.verdict = verdict(run)
+        assert runfile.read(runfile.save(run, tmp_path), VerifyRun) == run
+    assert run.verdict is not None
+    assert run.verdict.is_final

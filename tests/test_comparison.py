@@ -105,6 +105,19 @@ def test_looks_spend_alpha_once_and_mostly_at_the_end() -> None:
     assert plan[0].alpha == pytest.approx(first, rel=1e-4)
 
 
+@pytest.mark.parametrize("rounds", [(6, 8), (6, 7, 9), (7, 11, 14), (8, 12, 16), LOOKS])
+def test_a_look_that_could_find_nothing_is_left_out_and_its_alpha_is_not_lost(rounds: tuple[int, ...]) -> None:
+    plan = looks(rounds)
+    assert all(look.alpha > 2 / 2**look.rounds for look in plan)
+    assert plan[-1].rounds == rounds[-1]
+    assert sum(look.alpha for look in plan) == pytest.approx(ALPHA)
+
+
+def test_an_interval_without_bounds_is_told_as_unknown() -> None:
+    verdict = compare(FLAT[:4], shuffled(FLAT[:4], 1.5))
+    assert "95 % CI unknown: too few rounds)" in str(verdict)
+
+
 @pytest.mark.parametrize(("old", "new"), [([1.0], []), ([1.0], [0.0]), ([-1.0], [1.0])])
 def test_what_cannot_be_compared_is_refused(old: list[float], new: list[float]) -> None:
     with pytest.raises(ValueError, match=r"rounds of one arm|not above 0"):

@@ -61,10 +61,13 @@ class Verdict:
 
     def __str__(self) -> str:
         low, high = self.ci95
-        if self.kind == "same":
-            return f"no significant difference ({_percent(self.change)} %, 95 % CI {_percent(low)} to {_percent(high)})"
         near, far = sorted((abs(low), abs(high)))
-        return f"{self.kind} by {_size(self.change)} % (95 % CI {_size(near)}-{_size(far)})"
+        is_bounded = math.isfinite(high)  # a share's lower bound is -100 % at least
+        if self.kind == "same":
+            interval = f"{_percent(low)} to {_percent(high)}" if is_bounded else "unknown: too few rounds"
+            return f"no significant difference ({_percent(self.change)} %, 95 % CI {interval})"
+        interval = f"{_size(near)}-{_size(far)}" if is_bounded else "unknown: too few rounds"
+        return f"{self.kind} by {_size(self.change)} % (95 % CI {interval})"
 
 
 def looks(rounds: Sequence[int] = LOOKS, alpha: float = ALPHA) -> tuple[Look, ...]:
@@ -72,12 +75,19 @@ def looks(rounds: Sequence[int] = LOOKS, alpha: float = ALPHA) -> tuple[Look, ..
 
     Until the share t of all rounds 2 - 2 Φ(z / √t) may have been spent, z the normal quantile of 1 - alpha / 2 (Lan &
     DeMets 1983, the O'Brien-Fleming form): little early on, nearly all at the end. Each look gets the difference to the
-    look before; their sum is alpha, so no joint distribution is needed (Bonferroni).
+    look before; their sum is alpha, so no joint distribution is needed (Bonferroni). A look that may spend no more than
+    the least p there is (all rounds alike: 2 / 2^n) can find nothing, and would have an interval without bounds: it is
+    left out, and the next one may spend its part.
     """
     normal = NormalDist()
     z = normal.inv_cdf(1 - alpha / 2)
-    spent = [2 - 2 * normal.cdf(z / math.sqrt(of / rounds[-1])) for of in rounds]
-    return tuple(Look(of, now - before) for of, now, before in zip(rounds, spent, [0.0, *spent], strict=False))
+    plan, spent = list[Look](), 0.0
+    for of in rounds:
+        part = 2 - 2 * normal.cdf(z / math.sqrt(of / rounds[-1])) - spent
+        if part > 2 / 2**of or of == rounds[-1]:
+            plan.append(Look(of, part))
+            spent += part
+    return tuple(plan)
 
 
 def first_arms(rounds: int, rng: random.Random) -> list[int]:
