@@ -181,8 +181,11 @@ def test_a_killed_run_leaves_a_whole_file_that_can_be_resumed(node: Node, engine
     wait_until(lambda: engine.state()["generations"] > 9, "the second stage has begun")
     process.kill()
     process.communicate()
-    assert runfile.read(file_of(tmp_path), Run).status == "running"
-    assert measured(node, tmp_path, "--resume")["runs"][0]["status"] == "complete"
+    killed = runfile.read(file_of(tmp_path), Run)
+    assert (killed.status, [mark.code for mark in killed.marks], killed.is_valid) == ("running", ["unfinished"], False)
+    (resumed,) = measured(node, tmp_path, "--resume")["runs"]
+    assert resumed["status"] == "complete"
+    assert "unfinished" not in [mark["code"] for mark in resumed["marks"]]
 
 
 def test_a_run_does_not_go_on_with_another_model(node: Node, tmp_path: Path) -> None:

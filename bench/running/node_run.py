@@ -115,6 +115,7 @@ class NodeRun:
         Raises: RunFileError when the file cannot be written at the beginning or at the end.
         """
         begun, reading = time.monotonic(), self._heartbeat.reading()
+        self.run.marks = [validity.UNFINISHED]  # until it is judged, whatever ends this process
         self._saving.now()
         with ending.told_in(self.run):
             self._measure()

@@ -14,6 +14,9 @@ BUSY_SHARE = 0.90
 LOAD_LIMIT_MS = 1000.0  # what Ollama calls loading takes less where the model is in memory
 CACHED_SLACK_TOKENS = 8
 EARLY_SHARE, LENGTH_SHARE = 0.10, 0.10
+UNFINISHED = Mark(
+    "unfinished", "it goes on, or was killed, so nothing has judged it", "wait for its end, or `bench run --resume`"
+)
 GENERATIONS, LOADS = "appliance_generations_total", "appliance_model_loads_total"
 
 
