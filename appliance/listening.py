@@ -44,7 +44,15 @@ class Listening(StreamServer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.is_held_off = False
         self.all.append(self)
+
+    def do_read(self) -> Any:
+        """Accept one. What was in the making when others were held off has the listener's TTL: it would hear nothing."""
+        accepted = super().do_read()
+        if accepted and self.is_held_off:
+            _require_ttl(accepted[0], 0)
+        return accepted
 
 
 def take_over() -> None:
@@ -55,11 +63,11 @@ def take_over() -> None:
 def stop_listening() -> None:
     """Accept what is there, then refuse. Answers under way go on."""
     for server in Listening.all:
+        server.is_held_off = True
         hold_off(server.socket)
     gevent.sleep(HANDSHAKE_S)
     for server in Listening.all:
         while accepted := server.do_read():
-            _require_ttl(accepted[0], 0)  # it has the listener's, and hears nothing
             server.do_handle(*accepted)
         server.close()
 

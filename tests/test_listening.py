@@ -51,10 +51,43 @@ def test_who_was_connected_before_is_heard(listener: Listener) -> None:
         listening.hold_off(listener)
         accepted, _ = listener.accept()
         with accepted:
-            listening.let_in(accepted)
             accepted.settimeout(DEADLINE_S)
             client.sendall(b"hello")
             assert accepted.recv(5) == b"hello"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_whose_connection_was_in_the_making_is_heard(host: str) -> None:
+    """Its socket has the listener's TTL, as that of a client that itself sends with the greatest one has."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    least = listening.MIN_TTL[family]
+    with Listener(family) as made, socket.socket(family) as client:
+        made.is_forbidden = True
+        made.bind((host, 0))
+        made.listen(16)
+        server = listening.Listening(made, lambda *_: None)
+        try:
+            server.is_held_off = True
+            listening.hold_off(made)
+            send_with(client, 255)
+            client.settimeout(DEADLINE_S)
+            client.connect(made.getsockname())
+            send_with(client, 64)
+            accepted, _ = server.do_read()
+            with accepted:
+                assert [accepted.getsockopt(level, name) for level, name in least] == [0] * len(least)
+                accepted.settimeout(DEADLINE_S)
+                client.sendall(b"hello")
+                assert accepted.recv(5) == b"hello"
+        finally:
+            listening.Listening.all.remove(server)
+
+
+def send_with(client: socket.socket, ttl: int) -> None:
+    if client.family == socket.AF_INET6:
+        client.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
+    else:
+        client.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
 
 
 def test_let_in_again_clients_are_connected(listener: Listener) -> None:
