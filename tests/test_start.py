@@ -179,7 +179,7 @@ def test_a_killed_worker_comes_back(engine: FakeHandle, tmp_path: Path) -> None:
     with running_node(tmp_path, OLLAMA_PORT=engine.port) as node:
         engine.turn(fault="hang_first", faults=1)
         node.generate()
-        node.wait_until_busy(running=1)
+        wait_until(lambda: engine.state()["running"] == 1, "the engine, not the service alone, is at it")
         killed = node.worker_pid()
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda: engine.seen()["running"] == 0, "the engine is rid of the dead worker's generation")
