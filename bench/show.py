@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.inventory.tuned_profile import STALE_WITH, TunedProfile, basis, is_stale
 from bench.knobs import KNOBS
-from bench.report.data import BlockSpeed, RunView, found
+from bench.report.data import BlockSpeed, RunView, found, is_since
 from bench.roofline import share
 from bench.running.run_table import figure
 from bench.running.samples import ClosedLoop
@@ -28,7 +28,8 @@ class Row:
     measured it; without a run a tune or a verification, and n counts blocks. of_roofline: that, as a share of what the
     memory's bandwidth allows, where it was alone. measured_otherwise: what changed since. throttled: what the board
     reports now or reported since its start. profile_age_s: since it was written; stale: why it is no longer true;
-    not_in_force: what the node runs with instead.
+    not_in_force: what the node runs with instead; both nothing where the node does not answer, and nothing newer than
+    the profile tells.
     """
 
     node: str
@@ -64,6 +65,8 @@ def row(
     said = facts or then
     speed = _speed(run)
     rate = speed.p50 if speed else None
+    of_profile = facts or (then if run and profile and is_since(run.started_at, profile) else {})
+    in_force = of_profile if facts or isinstance(run, RunView) else {}  # blocks have settings of their own
     return Row(
         node=node,
         board=found(said, "board", "name"),
@@ -76,8 +79,8 @@ def row(
         of_roofline=share(rate.value, at_the_run(then, said)) if rate and _is_of_one_stream(run) else None,
         throttled=throttled(said),
         profile_age_s=_age_s(profile.provenance.at, now) if profile else None,
-        stale=tuple(is_stale(profile, said)) if profile else (),
-        not_in_force=not_in_force(profile.env, said) if profile else "",
+        stale=tuple(is_stale(profile, of_profile)) if profile else (),
+        not_in_force=not_in_force(profile.env, in_force) if profile else "",
         measured_age_s=_age_s(run.started_at, now) if run else None,
         problem=problem,
     )

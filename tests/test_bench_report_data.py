@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from report_page import page_of
-from report_results import SETTINGS, measured_run, node_facts, tuned, verified, write
+from report_page import node_of, page_of
+from report_results import SETTINGS, SLOWER, measured_run, node_facts, tuned, verified, write
 
 from bench.inventory import tuned_file
 from bench.inventory.tuned_profile import Measured, Provenance, TunedProfile
 from bench.report.data import changed, gathered, throttling
-from bench.report.profile import profile_of
+from bench.report.profile import ProfileView, profile_of
+from bench.running.samples import Facts, Run
+from bench.tuning.verify_file import VerifyRun
 
 PROFILE = TunedProfile(
     env={"N_CTX": 512, "N_THREADS": 4},
@@ -83,10 +87,41 @@ def test_the_profile_is_the_inventorys_with_its_age_and_why_it_is_stale(tmp_path
 
 
 def test_a_profile_that_was_not_deployed_is_told_so(tmp_path: Path) -> None:
-    write(tmp_path, measured_run(facts=node_facts(settings={"N_CTX": 128})), tuned())
+    write(tmp_path, measured_run(day=6, facts=node_facts(settings={"N_CTX": 128})), tuned())
     found = profile_of(gathered(tmp_path).nodes[0])
     assert found
     assert (found.is_in_force, found.is_proposal) == (False, True)
+
+
+OLD_NODE = node_facts(settings={"N_CTX": 128, "N_THREADS": 4}, engine={"version": "0.30.0"})
+IN_FORCE = node_facts(settings={"N_CTX": 512, "N_THREADS": 4}, engine={"version": "0.33.0"})
+OF_DAY_5 = msgspec.structs.replace(PROFILE, provenance=Provenance(run="r", at="2026-01-05T12:10:00Z", ollama="0.33.0"))
+
+
+def standing(*found: Run | VerifyRun) -> ProfileView:
+    seen = profile_of(replace(node_of(*found), profile=OF_DAY_5))
+    assert seen
+    return seen
+
+
+def test_a_run_that_is_older_than_the_profile_says_nothing_of_it() -> None:
+    seen = standing(measured_run(day=1, facts=OLD_NODE))
+    assert (seen.is_in_force, seen.stale) == (None, ())
+    seen = standing(measured_run(day=1, facts=IN_FORCE), measured_run(day=6, facts=OLD_NODE))
+    assert (seen.is_in_force, len(seen.stale)) == (False, 1)
+
+
+def test_what_a_verification_saw_of_the_node_is_newer_than_the_run_before_the_profile() -> None:
+    seen = standing(measured_run(day=1, facts=OLD_NODE), verified(before=Facts(0.0, "before", IN_FORCE)))
+    assert (seen.is_in_force, seen.stale) == (True, ())
+    seen = standing(verified(before=Facts(0.0, "before", OLD_NODE)))
+    assert (seen.is_in_force, len(seen.stale)) == (False, 1)
+
+
+def test_whether_a_profile_that_was_brought_back_is_in_force_only_a_newer_look_tells() -> None:
+    gone = verified(verdict=SLOWER, restored=True, before=Facts(0.0, "before", OLD_NODE))
+    assert (standing(gone).is_in_force, len(standing(gone).stale)) == (None, 1)
+    assert standing(gone, measured_run(day=7, facts=IN_FORCE)).is_in_force is True
 
 
 def test_a_profile_that_is_nonsense_is_told_of_and_ends_nothing(tmp_path: Path) -> None:

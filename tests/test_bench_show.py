@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from bench_runs import made, stage_of
 from report_results import node_facts, tuned, write
@@ -60,6 +61,23 @@ def test_a_stale_profile_and_one_that_is_not_in_force_are_told() -> None:
     assert "10 days, stale, not in force" in text
     assert "Ollama's version was 0.30.0" in text
     assert "N_CTX is 1024 on the node and should be 512" in text
+
+
+def test_what_a_node_said_before_its_profile_was_found_says_nothing_of_the_profile() -> None:
+    then = view(run(facts={**FACTS, "settings": {"N_CTX": 1024}}))
+    older = profile(ollama="0.30.0")
+    newer = msgspec.structs.replace(older, provenance=Provenance(run="r", at="2026-01-10T23:30:00Z", ollama="0.30.0"))
+    found = row("pi1", None, newer, then, NOW)
+    assert (found.stale, found.not_in_force) == ((), "")
+    found = row("pi1", None, older, then, NOW)
+    assert (len(found.stale), found.not_in_force[:16]) == (1, "N_CTX is 1024 on")
+
+
+def test_the_settings_that_a_tune_tried_are_not_taken_for_those_in_force() -> None:
+    tune = tuned()
+    tune.fingerprint = {"node": node_facts()}
+    other = msgspec.structs.replace(profile(), env={"N_CTX": 768})
+    assert row("pi1", None, other, block_speed(tune), NOW).not_in_force == ""
 
 
 def test_a_node_that_does_not_answer_is_shown_by_what_it_said_last() -> None:

@@ -19,6 +19,7 @@ from bench.running.outcome import Outcome, outcome
 from bench.running.runfile import RunFileError
 from bench.running.samples import ClosedLoop, Mark, Run
 from bench.running.summary import Quantity, StageSummary, quantity
+from bench.statistics.comparison import Verdict
 from bench.tuning import tune_file, verify_file
 from bench.tuning.tune_file import TuneRun
 from bench.tuning.verify_file import VerifyRun
@@ -190,6 +191,16 @@ def block_speed(run: TuneRun | VerifyRun) -> BlockSpeed | None:
     return BlockSpeed(
         source, run.started_at, found, {**run.fingerprint, "node": {**node, "settings": chosen}}, throttling(told)
     )
+
+
+def is_since(started_at: str, profile: TunedProfile) -> bool:
+    """Whether what began then can speak of this profile: a look that is older says nothing of it."""
+    return started_at[:19] >= profile.provenance.at[:19]
+
+
+def verdict_of(run: VerifyRun) -> Verdict | None:
+    """None while a further look could change it."""
+    return run.verdict if run.verdict and run.verdict.is_final else None
 
 
 def sound(node: Any) -> dict[str, Any] | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from bench.inventory.tuned_profile import TunedProfile, is_stale
-from bench.report.data import NodeView
+from bench.report.data import NodeView, is_since, sound, verdict_of
 from bench.statistics.comparison import Verdict
 
 
 @dataclass(frozen=True)
 class ProfileView:
-    """is_in_force: as the node itself said in its newest run; None where it did not say. stale: why it is, if it is.
+    """is_in_force: as the node itself said when it was last looked at; None where it did not say, or not since the
+    profile was found or brought back. stale: why it is, if it is known to be.
 
     is_proposal: it comes from the newest tune, and no inventory has it. proof: what its newest verification said.
     """
@@ -29,17 +32,27 @@ def profile_of(node: NodeView) -> ProfileView | None:
     profile = node.profile or next(iter(proposed[-1:]), None)
     if profile is None:
         return None
-    run = node.runs[-1] if node.runs else None
-    facts = run.fingerprint.get("node") if run else None
+    looks = [(at, facts) for at, facts in _looks(node) if is_since(at, profile)]
+    newest = looks[-1][1] if looks else None
+    restored_at = max((run.started_at for run in node.verifications if run.restored), default="")
+    told = [facts["settings"] for at, facts in looks if at > restored_at and "settings" in facts]
     in_force = None
-    if run and (known := [name for name in profile.env if name in run.settings]):
-        in_force = all(run.settings[name] == profile.env[name] for name in known)
-    stale = is_stale(profile, facts if isinstance(facts, dict) else None)
-    return ProfileView(profile.provenance.at, in_force, tuple(stale), node.profile is None, _proof(node, profile))
+    if told and (known := [name for name in profile.env if name in told[-1]]):
+        in_force = all(told[-1][name] == profile.env[name] for name in known)
+    stale = tuple(is_stale(profile, newest))
+    return ProfileView(profile.provenance.at, in_force, stale, node.profile is None, _proof(node, profile))
+
+
+def _looks(node: NodeView) -> Iterator[tuple[str, dict[str, Any]]]:
+    """When the node was looked at before anything was measured, from the oldest on, and what it said."""
+    looks = [(run.started_at, run.fingerprint.get("node")) for run in node.runs]
+    looks += [(run.started_at, run.before.node) for run in (*node.tunes, *node.verifications) if run.before]
+    for at, facts in sorted(looks, key=lambda look: look[0]):
+        if said := sound(facts):
+            yield at, said
 
 
 def _proof(node: NodeView, profile: TunedProfile) -> Verdict | None:
     """Of these settings, since they were found; a verification names only those that differ from the old ones."""
-    since, env = profile.provenance.at[:19], profile.env
-    proofs = [run for run in node.verifications if run.started_at[:19] >= since and run.verdict]
-    return next((run.verdict for run in reversed(proofs) if run.new.env.items() <= env.items()), None)
+    proofs = [run for run in node.verifications if is_since(run.started_at, profile) and verdict_of(run)]
+    return next((verdict_of(run) for run in reversed(proofs) if run.new.env.items() <= profile.env.items()), None)
