@@ -15,11 +15,13 @@ from bench.statistics.comparison import LOOKS
 from bench.tuning.arms import LEAST_ROUNDS, NothingToVerify, arms, looks_of, verdict
 from bench.tuning.block import REFUSED, Busy, Gone, Question, SettingsRefused, meaning
 from bench.tuning.blocks import BlockRecord
+from bench.tuning.judgement import FateName
 from bench.tuning.meter import streams_of
 from bench.tuning.objective import Figures
 from bench.tuning.outcome import Fate, Outcome, Status
 from bench.tuning.space import Settings
 from bench.tuning.tune_file import TuneRun
+from bench.tuning.tune_table import before_after, change, table
 from bench.tuning.tuned import Wanted, metric, plan, why_not
 from bench.tuning.verify_file import Round, VerifyRun
 
@@ -79,11 +81,18 @@ def test_a_metrics_interval_holds_its_median() -> None:
     assert found.ci95[0] <= found.median <= found.ci95[1]
 
 
-def raced(is_better: bool) -> TuneRun:
+def raced(
+    is_better: bool,
+    name: FateName = "worse",
+    gain: float | None = 0.5,
+    ci95: tuple[float, float] | None = (0.4, 0.6),
+    reason: str = "",
+) -> TuneRun:
+    """name, reason: what became of the settings that the node has. gain: what the winner gains over them."""
     found = plan(Wanted(), PI, OWN)
     best = next(settings for settings in found.space.settings if settings != found.default)
-    was, now = Fate(found.default, "worse", 2), Fate(best, "winner", 2)
-    outcome = Outcome("budget", now, was, 0.5, (0.4, 0.6), is_better, (was, now), 4, 1.0, 48)
+    was, now = Fate(found.default, name, 2, reason=reason), Fate(best, "winner", 2)
+    outcome = Outcome("budget", now, was, gain, ci95, is_better, (was, now), 4, 1.0, 48)
     return TuneRun(**HEADER, plan=found, blocks=[], outcome=outcome)
 
 
@@ -93,6 +102,36 @@ def test_a_winner_that_is_surely_better_is_written() -> None:
 
 def test_a_winner_that_may_be_no_better_is_not_written_and_what_may_help_is_said() -> None:
     assert "A larger --budget may tell; is the machine busy?" in why_not(raced(is_better=False))
+
+
+SMALL = "its context is smaller than asked for"
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (raced(True), "faster by 50 % (95 % CI 40-60)"),
+        (
+            raced(True, "ruled out", -0.2, (-0.25, -0.15), SMALL),
+            f"slower by 20 % (95 % CI 15-25); what the node had is ruled out: {SMALL}",
+        ),
+        (raced(True, "ruled out", None, None, SMALL), f"unknown; what the node had is ruled out: {SMALL}"),
+        (
+            raced(False, "undecided", -0.01, (-0.04, 0.02)),
+            "no significant difference (-1.0 %, 95 % CI -4.0 to +2.0); the race is not sure that it is better",
+        ),
+        (
+            raced(True, "tied", 0.005, (-0.01, 0.01)),
+            "no significant difference (+0.5 %, 95 % CI -1.0 to +1.0); preferred among equals",
+        ),
+    ],
+    ids=["better", "slower, but allowed", "never measured", "forced", "tied"],
+)
+def test_what_a_winner_gains_is_said_as_it_is(run: TuneRun, said: str) -> None:
+    assert run.outcome is not None
+    assert change(run.outcome) == said
+    assert before_after([run]).splitlines()[1].endswith(f"| {said}")
+    assert (f"beside {run.plan.default}: {said}; " in table(run)) is run.outcome.is_better
 
 
 def node(**fields: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.running.run_table import number
-from bench.statistics.comparison import Verdict
+from bench.statistics.comparison import ALPHA, Kind, Verdict
 from bench.tuning.outcome import Fate, Outcome
 from bench.tuning.tune_file import TuneRun
 
@@ -36,17 +36,29 @@ def table(run: TuneRun) -> str:
     lines += [f"  {fate.settings}: {fate.name}: {fate.reason}" for fate in outcome.fates if fate.reason][:SHOWN]
     if not outcome.is_better:
         return "\n".join(line.rstrip() for line in lines)
-    lines.append(f"  {change(outcome)} than {outcome.default.settings}; `bench verify` gives the figure to believe")
+    lines.append(f"  beside {outcome.default.settings}: {change(outcome)}; `bench verify` gives the figure to believe")
     return "\n".join(line.rstrip() for line in lines)
 
 
 def change(outcome: Outcome) -> str:
-    """The winner's gain over what the node had, in words."""
-    if outcome.gain is None or outcome.gain_ci95 is None:
-        return "better, by an unknown amount,"
-    is_same = outcome.default.name == "tied"
-    verdict = Verdict("same" if is_same else "faster", outcome.gain, outcome.gain_ci95, 0.0, 0.05, 1, True)
-    return "as fast, and preferred," if is_same else str(verdict)
+    """What the winner gains over what the node had, in words; less than nothing where limits forbid what it had."""
+    default, winner = outcome.default, outcome.winner
+    if winner is not None and winner.settings == default.settings:
+        return "none, the settings are the same"
+    gain = "unknown" if outcome.gain is None or outcome.gain_ci95 is None else _gain(outcome)
+    if default.name == "ruled out":
+        return f"{gain}; what the node had is ruled out: {default.reason}"
+    if not outcome.is_better:
+        return f"{gain}; the race is not sure that it is better"
+    return f"{gain}; preferred among equals" if default.name == "tied" else gain
+
+
+def _gain(outcome: Outcome) -> str:
+    assert outcome.gain is not None
+    assert outcome.gain_ci95 is not None
+    low, high = outcome.gain_ci95
+    kind: Kind = "faster" if low > 0 else "slower" if high < 0 else "same"
+    return str(Verdict(kind, outcome.gain, outcome.gain_ci95, 0.0, ALPHA, 1, True))
 
 
 def before_after(runs: Sequence[TuneRun]) -> str:
