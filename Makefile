@@ -20,7 +20,7 @@ MOLECULE = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MOLECULE_GLOB='ansible/molecule/*
   MOLECULE_ANSIBLE_ARGS_STRICT_MODE=1 molecule -c ansible/molecule/config.yml
 
 # A folder that was moved needs its install anew: what is editable is found by its path.
-$(shell [ "$$(cat $(VENV)/serving 2>/dev/null)" = "$(CURDIR)" ] || rm -f $(VENV)/serving)
+$(shell [ "$$(cat $(VENV)/serving 2>/dev/null)" = "$(CURDIR)" ] || rm -f $(VENV)/serving $(VENV)/python-*)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-up demo-down fleet test test-hosts test-fast lint docs bench-fleet bench-gateway bench-provision bench-truth lock clean preflight preflight-tests preflight-browser preflight-hosts

@@ -48,7 +48,7 @@ class Listening(StreamServer):
         self.all.append(self)
 
     def do_read(self) -> Any:
-        """Accept one. What was in the making when others were held off has the listener's TTL: it would hear nothing."""
+        """Accept one. What was in the making when others were held off has the listener's TTL, and hears nothing."""
         accepted = super().do_read()
         if accepted and self.is_held_off:
             _require_ttl(accepted[0], 0)

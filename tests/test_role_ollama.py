@@ -106,6 +106,10 @@ def test_a_duration_that_ollama_would_take_for_another_is_refused(name: str, val
     assert f"{name} is {json.dumps(value)}; it has to be a duration such as" in said
 
 
+def test_a_duration_may_have_a_fraction() -> None:
+    assert refusals(ollama_keep_alive="1.5h", ollama_load_timeout="2.5m") == ""
+
+
 def test_for_ever_is_a_keep_alive_as_text_and_as_number() -> None:
     assert refusals(ollama_keep_alive="-1") == refusals(ollama_keep_alive=-1) == ""
 

@@ -172,8 +172,16 @@ def free_mib(root: Path) -> int:
         there = there.parent
     usage = os.statvfs(there)
     leftovers = [root / "incoming", *(root / "releases").glob(".*")]
-    blocks = sum(path.lstat().st_blocks for folder in leftovers for path in folder.rglob("*"))
+    blocks = sum(blocks_of(path) for folder in leftovers for path in folder.rglob("*"))
     return (usage.f_bavail * usage.f_frsize + blocks * 512) // 2**20
+
+
+def blocks_of(path: Path) -> int:
+    """Of 512 bytes; none of what another playbook has just taken away."""
+    try:
+        return path.lstat().st_blocks
+    except OSError:
+        return 0
 
 
 def release_name(version: str, checksums: dict[str, str], machine: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 from tests.hosts.fleet import Node
 
 OF_NO_RESTART = {"ctx": "N_CTX", "threads": "N_THREADS", "batch": "N_BATCH"}
-RACE = ("--restarts", "--slots=2", "--max-tokens=8", "--budget=40s", "--force")
+RACE = ("--restarts", "--slots=2", "--max-tokens=8", "--budget=2m", "--force")
 Starts = list[dict[str, str | None]]
 
 
