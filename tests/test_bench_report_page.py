@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from statistics import median
 
 import msgspec
@@ -12,6 +13,7 @@ from report_results import FASTER, SLOWER, TOKENS, UNDERVOLTAGE, measured_run, n
 from bench.report.parts import interval, share
 from bench.running.run_table import number
 from bench.running.samples import Run
+from bench.statistics.comparison import Verdict
 from bench.tuning.blocks import BlockRecord
 from bench.tuning.objective import Figures
 from bench.tuning.space import Settings
@@ -155,6 +157,24 @@ def test_a_profile_is_shown_with_what_verifying_it_said() -> None:
 def test_a_verification_of_other_settings_or_of_before_proves_no_profile() -> None:
     assert "verified" not in profile_cell(msgspec.structs.replace(verified(), new=Settings.of(N_CTX=2048)))
     assert "verified" not in profile_cell(verified(day=4))
+
+
+def test_an_interim_look_of_a_verification_is_no_verdict() -> None:
+    early = Verdict("same", 0.01, (-0.02, 0.04), 0.3, 0.01, 12, False)
+    slower = msgspec.structs.replace(verified(verdict=SLOWER), verdict=replace(SLOWER, is_final=False))
+    interrupted = verified(verdict=early)
+    assert "verified" not in profile_cell(interrupted)
+    text = page_of(node_of(measured_run(), interrupted, slower)).text
+    assert str(early) not in text
+    assert str(SLOWER) not in text
+    assert text.count("no verdict yet") == 2
+
+
+def test_a_profile_of_which_no_look_tells_is_not_called_in_force_nor_not() -> None:
+    tune = tuned("pi1", "smooth")
+    standing = replace(node_of(measured_run(day=1)), profile=tune.profile)
+    assert "not known whether in force" in page_of(standing).text
+    assert "in force" not in profile_cell()
 
 
 def test_what_a_load_sustained_stands_beside_its_burst() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench import roofline
 from bench.report import charts
-from bench.report.data import NodeView, RunView, found
+from bench.report.data import NodeView, RunView, found, verdict_of
 from bench.report.markup import Child, Markup, element, joined
 from bench.report.parts import NONE, age, badge, below, day, figure, share, table
 from bench.report.profile import ProfileView, profile_of
@@ -27,9 +27,10 @@ def trouble(node: NodeView) -> list[str]:
     elif newest and newest.throttling:
         said.append(f"it throttled: {', '.join(newest.throttling).replace('_', ' ')}")
     newest_proof = node.verifications[-1] if node.verifications else None
-    if newest_proof and newest_proof.verdict and newest_proof.verdict.kind == "slower":
+    verdict = verdict_of(newest_proof) if newest_proof else None
+    if newest_proof and verdict and verdict.kind == "slower":
         then = "; the previous one was brought back" if newest_proof.restored else ""
-        said.append(f"the newest profile that was verified is {newest_proof.verdict}{then}")
+        said.append(f"the newest profile that was verified is {verdict}{then}")
     profile = profile_of(node)
     if profile and profile.stale:
         said.append(f"its profile is stale: {'; '.join(profile.stale)}")
@@ -147,7 +148,8 @@ def _profile(profile: ProfileView | None, now: datetime) -> Markup:
     if profile is None:
         return element("span", "none", class_="none")
     words = [badge("stale", "warn") if profile.stale else None, " ", _ago(profile.at, now)]
-    force = {True: "in force", False: "not in force", None: ""}[profile.is_in_force]
+    unknown = "" if profile.is_proposal else "not known whether in force"
+    force = {True: "in force", False: "not in force", None: unknown}[profile.is_in_force]
     said = ", ".join(part for part in ("proposed by a tune" if profile.is_proposal else "", force) if part)
     return joined(*words, below(said), below(_proved(profile.proof)) if profile.proof else None)
 

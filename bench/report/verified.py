@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from bench.report import charts
+from bench.report.data import verdict_of
 from bench.report.markup import Child, Markup, element, joined
 from bench.report.parts import NONE, age, below, table
 from bench.report.scale import Scale
@@ -17,7 +18,7 @@ def verifications(found: Sequence[VerifyRun], now: datetime) -> Markup | None:
     """What came of proving profiles, the newest first."""
     if not found:
         return None
-    verdicts = [run.verdict for run in found if run.verdict]
+    verdicts = [verdict for run in found if (verdict := verdict_of(run))]
     scale = Scale.around([0.0, *(100 * bound for verdict in verdicts for bound in verdict.ci95)])
     rows = [_verification(run, scale, now) for run in reversed(found)]
     heads = ("Verified", "", "Verdict", "Settings", "Rounds", "Then")
@@ -33,7 +34,7 @@ def verifications(found: Sequence[VerifyRun], now: datetime) -> Markup | None:
 
 
 def _verification(run: VerifyRun, scale: Scale, now: datetime) -> Sequence[Child]:
-    verdict = run.verdict
+    verdict = verdict_of(run)
     drawn: Child = ""
     if verdict:
         low, high = verdict.ci95
@@ -43,7 +44,7 @@ def _verification(run: VerifyRun, scale: Scale, now: datetime) -> Sequence[Child
     return (
         joined(age(run.started_at, now), below(run.id[-6:])),
         drawn,
-        str(verdict) if verdict else joined(f"none: {run.status}", below(run.problem)),
+        str(verdict) if verdict else joined(f"no verdict yet: {run.status}", below(run.problem)),
         "; ".join(changes) or NONE,
         str(verdict.n if verdict else len(run.counted)),
         "the previous profile was brought back" if run.restored else NONE,
