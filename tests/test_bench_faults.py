@@ -152,7 +152,30 @@ def test_a_key_that_is_revoked_in_the_middle_is_told_with_the_remedy(good: Node,
     assert "pi-llm keys create" in told["pi2"].problem
 
 
-def test_a_tune_does_not_go_on_with_another_model(good: Node, tmp_path: Path) -> None:
+def test_a_tune_that_another_version_of_bench_began_is_begun_anew(good: Node, tmp_path: Path) -> None:
+    here = Here(tmp_path / "results", pi1=good)
+    here.on_stage["pi1"] = once("round 2", here.interrupt.set)
+    path = here.tune()["pi1"].path
+    assert path is not None
+    document = json.loads(path.read_bytes())
+    document["blocks"] += [document["blocks"][0]] * 9
+    path.write_text(json.dumps(document))
+    here.interrupt.clear()
+    told = here.tune(is_resumed=True)["pi1"]
+    assert told.problem.startswith("pi1: its tune was begun by another version of bench (")
+    assert told.problem.endswith("was not wanted); begin anew.")
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "was", "said"),
+    [
+        ("model", "digest", "0000", "the model's digest was 0000 when it was measured, and is 357c53fb"),
+        ("settings", "N_BATCH", 32, "N_BATCH was 32 when it was measured, and is 64 now"),
+    ],
+)
+def test_a_tune_does_not_go_on_with_another_model_or_other_settings(
+    good: Node, tmp_path: Path, part: str, name: str, was: str | int, said: str
+) -> None:
     here = Here(tmp_path / "results", pi1=good)
     here.on_stage["pi1"] = once("round 2", here.interrupt.set)
     path = here.tune()["pi1"].path
@@ -160,11 +183,11 @@ def test_a_tune_does_not_go_on_with_another_model(good: Node, tmp_path: Path) ->
     kept = runfile.read(path, TuneRun)
     assert kept.status == "interrupted"
     document = json.loads(path.read_bytes())
-    document["before"]["node"]["model"]["digest"] = "0000"
+    document["before"]["node"][part][name] = was
     path.write_text(json.dumps(document))
     here.interrupt.clear()
     told = here.tune(is_resumed=True)["pi1"]
-    assert "pi1: the model's digest was 0000 when it was measured, and is 357c53fb" in told.problem
+    assert f"pi1: {said}" in told.problem
     assert told.problem.endswith("Begin anew.")
     assert runfile.read(path, TuneRun).blocks == kept.blocks
 
@@ -200,3 +223,23 @@ def test_nothing_is_deployed_for_measuring_that_no_file_tells_of(
     assert "No space left on device; make room" in told.problem
     assert told.run is not None
     assert (told.run.status, told.run.temporary_env, deployments.asked) == ("failed", None, [None])
+
+
+class Broken(Deployments):
+    def deploy(self, node: str, env: Mapping[str, Any] | None) -> None:
+        super().deploy(node, env)
+        if env is not None:
+            raise KeyError("what nobody thought of")
+
+
+def test_whatever_goes_wrong_the_node_gets_its_own_settings_back(tmp_path: Path) -> None:
+    with running_pi() as pi:
+        here = Here(tmp_path / "results")
+        here.targets.append(pi.target)
+        here.deployment = broken = Broken()
+        told = here.tune(with_restarts=True, slots=(2,))["pi2"]
+    path = runfile.newest(tmp_path / "results", "pi2", "tune")
+    assert path is not None
+    run = runfile.read(path, TuneRun)
+    assert told.problem == "pi2: a fault of bench itself: KeyError: 'what nobody thought of'"
+    assert (run.status, run.temporary_env, broken.asked[-1]) == ("failed", None, None)

@@ -188,15 +188,26 @@ def test_a_killed_run_leaves_a_whole_file_that_can_be_resumed(node: Node, engine
     assert "unfinished" not in [mark["code"] for mark in resumed["marks"]]
 
 
-def test_a_run_does_not_go_on_with_another_model(node: Node, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "name", "was", "said"),
+    [
+        ("model", "digest", "0000", "the model's digest was 0000"),
+        ("settings", "N_CTX", 256, "N_CTX was 256 when it was measured, and is 512 now"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_model_or_other_settings(
+    node: Node, tmp_path: Path, part: str, name: str, was: str | int, said: str
+) -> None:
     measured(node, tmp_path, *QUICK)
     document = json.loads(file_of(tmp_path).read_bytes())
     document["status"] = "interrupted"
-    document["fingerprint"]["node"]["model"]["digest"] = "0000"
+    document["fingerprint"]["node"][part][name] = was
     file_of(tmp_path).write_text(json.dumps(document))
     status, out, _ = bench(node, tmp_path, "--json", "--resume")
     assert status == 1
-    assert "pi1: the model's digest was 0000 when it was measured" in json.loads(out)["problems"]["pi1"]
+    problem = json.loads(out)["problems"]["pi1"]
+    assert f"pi1: {said}" in problem
+    assert problem.endswith("Begin anew.")
 
 
 def test_nobody_waits_for_a_node_that_loads_its_model(node: Node, tmp_path: Path) -> None:

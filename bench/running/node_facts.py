@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import gevent
 import msgspec
 
 from bench.inventory.tuned_profile import basis, changes
+from bench.knobs import KNOBS
 from bench.running.client import BenchError, Patience, Target, Unreachable, WrongKey, get
 from bench.running.samples import Facts
 
@@ -19,7 +20,7 @@ LASTING = ("draining", "benchmarking")
 
 
 class AnotherNode(BenchError):
-    """What is resumed began on another model, engine or board."""
+    """What is resumed began on another model, engine or board, or under other settings."""
 
 
 class NotReady(BenchError):
@@ -68,7 +69,19 @@ def during(target: Target, at_s: float) -> Facts:
 
 def require_same(node: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> None:
     """Raises: AnotherNode."""
-    if reasons := changes(basis(then), basis(now)):
+    _refuse(node, changes(basis(then), basis(now)))
+
+
+def require_unchanged(node: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> None:
+    """The same node with the same settings in force, as far as both looks tell. Raises: AnotherNode."""
+    were, are = ((told or {}).get("settings") or {} for told in (then, now))
+    others = [name for name in KNOBS if name in were and name in are and were[name] != are[name]]
+    told = [f"{name} was {were[name]} when it was measured, and is {are[name]} now" for name in others]
+    _refuse(node, [*changes(basis(then), basis(now)), *told])
+
+
+def _refuse(node: str, reasons: Sequence[str]) -> None:
+    if reasons:
         raise AnotherNode(f"{node}: {'; '.join(reasons)}: what was measured on both does not compare. Begin anew.")
 
 

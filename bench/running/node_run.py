@@ -129,7 +129,7 @@ class NodeRun:
         node_facts.require_ready(self._target)
         roofline.measured_once(self._target)
         before = node_facts.look(self._target, "before", self._now_s())
-        node_facts.require_same(self.run.node, self.run.fingerprint.get("node"), before.node)
+        node_facts.require_unchanged(self.run.node, self.run.fingerprint.get("node"), before.node)
         self.run.facts.append(before)
         self.run.fingerprint = self.run.fingerprint or node_facts.fingerprint(before)
         watch = gevent.spawn(self._look_on) if before.node is not None else None

@@ -59,7 +59,7 @@ class Sitting:
         """Raises: BenchError."""
         looked = self._meter.begin()
         if self._run.before is not None:
-            node_facts.require_same(self._run.node, self._run.before.node, looked.node)
+            node_facts.require_unchanged(self._run.node, self._run.before.node, looked.node)
         self._run.before = self._run.before or looked
         self._run.fingerprint = self._run.fingerprint or node_facts.fingerprint(looked)
 
