@@ -48,10 +48,15 @@ class Sitting:
         The node is given back what it had, whatever happened. Raises: RunFileError when the file cannot be written.
         """
         self._save()
-        with ending.told_in(self._run):
-            self._begin()
-            self._measure()
-        ending.shielded(self._close)
+        try:
+            with ending.told_in(self._run):
+                self._begin()
+                self._measure()
+        except Exception as error:
+            self._run.status, self._run.problem = "failed", f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            ending.shielded(self._close)
         if self._unwritten is not None:
             raise self._unwritten
 
@@ -70,8 +75,9 @@ class Sitting:
     def _close(self) -> None:
         try:
             self._meter.put_back()
-        except BenchError as error:
-            self._run.status, self._run.problem = "failed", str(error)
+        except Exception as error:  # nothing may keep the file from telling of it
+            said = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
+            self._run.status, self._run.problem = "failed", said
         try:
             self._save()
         except RunFileError as error:
@@ -120,7 +126,10 @@ def on_all(
         except (BenchError, RunFileError) as error:
             return Ended(target.name, run, None, str(error))
 
-    results = all_nodes.on_each(targets, one, interrupt)
+    def failed(target: Target, problem: str) -> Ended[R]:
+        return Ended(target.name, problem=problem)
+
+    results = all_nodes.on_each(targets, one, interrupt, failed=failed)
     gone = "interrupted before it began"
     return [r or Ended(t.name, problem=f"{t.name}: {gone}") for t, r in zip(targets, results, strict=True)]
 

@@ -5,7 +5,7 @@ Must not know: other nodes, the inventory's files, the command.
 
 from __future__ import annotations
 
-from bench.running.client import Target
+from bench.running.client import BenchError, Target
 from bench.running.node_run import Progress
 from bench.tuning import tuned
 from bench.tuning.meter import InForce, Surroundings, restart_env, streams_of
@@ -24,7 +24,7 @@ class NodeTune(Sitting):
 
     def _measure(self) -> None:
         run = self.run
-        race = Race.resumed(run.plan, [record.block for record in run.blocks])
+        race = self._resumed()
         self._tell(race)
         while race.outcome is None:
             settings, is_last_of_round = race.wanted[0], len(race.wanted) == 1
@@ -36,6 +36,14 @@ class NodeTune(Sitting):
             self._tell(race)
         run.outcome = race.outcome
         run.profile = tuned.profile(run)
+
+    def _resumed(self) -> Race:
+        """Raises: BenchError where the race would have asked for other blocks than those that were measured."""
+        try:
+            return Race.resumed(self.run.plan, [record.block for record in self.run.blocks])
+        except ValueError as error:
+            why = f"its tune was begun by another version of bench ({error}); begin anew."
+            raise BenchError(f"{self.run.node}: {why}") from error
 
     def _tell(self, race: Race) -> None:
         stage, best = f"round {self._round + 1}", best_so_far(race, self.run)
