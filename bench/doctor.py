@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bench.inventory.tuned_profile import TunedProfile, is_stale
 from bench.running.board_validity import REMEDIES
 from bench.statistics.outliers import LEAST_NODES, outliers
+from bench.tuning.deploy import Playbook
 from bench.tuning.meter import not_in_force
 
 # What should be the same: on all nodes, or on all with the same board.
@@ -67,12 +69,15 @@ class Finding:
     p: float | None = None
 
 
-def findings(patients: list[Patient]) -> list[Finding]:
-    """All of them, node by node within each kind."""
-    found: list[Finding] = []
-    for check in (_unreachable, _drift, _profiles, _throttled, _outliers):
-        found += check(patients)
-    return found
+def findings(patients: list[Patient], inventories: Sequence[str] = ()) -> list[Finding]:
+    """All of them, node by node within each kind. inventories: as they were given with -i, for the remedies."""
+    return [
+        *_unreachable(patients),
+        *_drift(patients),
+        *_profiles(patients, inventories),
+        *_throttled(patients),
+        *_outliers(patients),
+    ]
 
 
 def _unreachable(patients: list[Patient]) -> Iterator[Finding]:
@@ -106,15 +111,16 @@ def _odd(patients: list[Patient], what: str, path: tuple[str, ...], remedy: str)
             yield Finding("drift", node, f"{what} is {value}; the nodes have {len(counts)} different ones", remedy)
 
 
-def _profiles(patients: list[Patient]) -> Iterator[Finding]:
+def _profiles(patients: list[Patient], inventories: Sequence[str]) -> Iterator[Finding]:
+    where = [part for source in inventories for part in ("-i", source)]
     for one in patients:
+        tuning = shlex.join(["bench", "tune", *where, "--limit", one.name])
         if one.profile is None or not one.facts:
             continue
         for reason in is_stale(one.profile, one.facts):
-            yield Finding("stale", one.name, f"its profile is stale: {reason}", f"bench tune --limit {one.name}")
+            yield Finding("stale", one.name, f"its profile is stale: {reason}", tuning)
         if problem := not_in_force(one.profile.env, one.facts):
-            remedy = f"ansible-playbook ansible/profile.yml --limit {one.name},localhost"
-            yield Finding("not deployed", one.name, problem, remedy)
+            yield Finding("not deployed", one.name, problem, shlex.join(Playbook(inventories).command(one.name)))
 
 
 def _throttled(patients: list[Patient]) -> Iterator[Finding]:

@@ -90,6 +90,17 @@ def test_a_profile_that_is_not_in_force_is_told_and_a_stale_one() -> None:
     assert "N_CTX is 512 on the node and should be 1024" in found[1].text
 
 
+def test_what_to_do_about_a_profile_names_the_inventory_that_was_given() -> None:
+    profile = TunedProfile(
+        env={"N_CTX": 1024}, measured={}, provenance=Provenance(run="r", at="2026-01-01T00:00:00Z", ollama="0.30.0")
+    )
+    found = findings([Patient("pi1", facts(), profile)], ["my fleet/hosts.yml"])
+    assert [each.remedy for each in found] == [
+        "bench tune -i 'my fleet/hosts.yml' --limit pi1",
+        "ansible-playbook -i 'my fleet/hosts.yml' ansible/profile.yml --limit pi1,localhost",
+    ]
+
+
 def test_a_node_that_is_slower_than_its_equals_is_an_outlier_by_a_named_test() -> None:
     rates = [4.0, 5.0, 5.05, 4.98, 5.1, 5.02]
     patients = [Patient(f"pi{k}", facts(), None, measured(rate)) for k, rate in enumerate(rates, 1)]

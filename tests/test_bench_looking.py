@@ -79,7 +79,8 @@ def test_a_profile_that_was_not_deployed_is_found_with_the_play_that_does_it(ben
     status, out, _ = bench("doctor")
     assert status == EXIT_FINDINGS
     assert out.startswith("pi1: not deployed: N_CTX is 512 on the node and should be 1024")
-    assert "remedy: ansible-playbook ansible/profile.yml --limit pi1,localhost" in out
+    inventory = bench.inventory / "hosts.yml"
+    assert f"remedy: ansible-playbook -i {inventory} ansible/profile.yml --limit pi1,localhost\n" in out
 
 
 def test_a_node_that_does_not_answer_is_a_finding_of_its_own(with_a_dead_one: Bench) -> None:

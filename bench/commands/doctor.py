@@ -29,7 +29,7 @@ def command(chosen: Chosen, as_json: bool) -> None:
     allow_many_files()
     seen = look(chosen)
     patients = [_patient(each) for each in seen]
-    found, compared = findings(patients), sum(map(len, equals(patients)))
+    found, compared = findings(patients, chosen.inventories), sum(map(len, equals(patients)))
     if as_json:
         nodes = [each.name for each in seen]
         click.echo(msgspec.json.encode({"nodes": nodes, "findings": found, "compared_speeds": compared}))
