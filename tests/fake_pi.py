@@ -16,10 +16,12 @@ RATE = 5.0
 
 
 class FakePi:
-    """clocks_mhz: one for each look at GET /node, the last one for ever. refuses: status of POST /benchmark, or 0."""
+    """clocks_mhz: one for each look at GET /node, the last one for ever; digests: so too of its model. refuses: status of POST /benchmark, or 0."""
 
-    def __init__(self, clocks_mhz: tuple[int, ...] = (2400,), refuses: int = 0) -> None:
-        self.clocks_mhz, self.refuses = list(clocks_mhz), refuses
+    def __init__(
+        self, clocks_mhz: tuple[int, ...] = (2400,), refuses: int = 0, digests: tuple[str, ...] = ("aaaa",)
+    ) -> None:
+        self.clocks_mhz, self.refuses, self.digests = list(clocks_mhz), refuses, list(digests)
         self.measured = 0
         self.target = Target("pi2", "", "a key")
 
@@ -35,10 +37,12 @@ class FakePi:
 
     def _node(self) -> dict[str, Any]:
         clock = self.clocks_mhz.pop(0) if len(self.clocks_mhz) > 1 else self.clocks_mhz[0]
+        digest = self.digests.pop(0) if len(self.digests) > 1 else self.digests[0]
         clocks = {"now": [clock], "max": 2400, "measured": None}
         return {
             "board": {"cores": 4}, "governor": "performance", "clocks": clocks, "bandwidth": {"bytes_per_s": 1e10},
             "settings": {"N_CTX": 512, "N_THREADS": 1, "N_BATCH": 64}, "temperature_c": 50.0,
+            "model": {"name": "m", "digest": digest},
         }  # fmt: skip
 
     def _benchmark(self, body: dict[str, Any]) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import gevent
 
@@ -19,7 +19,7 @@ from bench.knobs import KNOBS
 from bench.running import board_validity, node_facts
 from bench.running.client import BenchError, Target, Unreachable
 from bench.running.cooling import Cooling
-from bench.running.node_facts import NotReady
+from bench.running.node_facts import AnotherNode, NotReady
 from bench.running.node_run import Progress
 from bench.running.samples import Facts
 from bench.tuning import block
@@ -93,11 +93,12 @@ class Meter:
         self._target, self._around, self._question, self._now_s = target, around, question, now_s
         self._in_force, self._on_deploy = in_force, on_deploy
         self._looked: Facts | None = None
+        self._first: Facts | None = None
 
     def begin(self) -> Facts:
         """Wait for the node, and look at it. Raises: BenchError."""
         node_facts.require_ready(self._target)
-        self._looked = node_facts.look(self._target, "before", self._now_s())
+        self._looked = self._look("before")
         return self._looked
 
     def block(self, settings: Settings, streams: int = 1, most_s: float | None = None) -> BlockRecord:
@@ -139,7 +140,7 @@ class Meter:
         2. The board is let cool down.
         3. Settings that are refused, or take longer than `most_s`, are "failed".
         4. What speaks against the block makes it "invalid".
-        Raises: Busy, Gone, Unreachable, WrongKey, RunFileError.
+        Raises: Busy, Gone, Unreachable, WrongKey, AnotherNode, RunFileError.
         """
 
         def record(**fields: Any) -> BlockRecord:
@@ -159,7 +160,7 @@ class Meter:
             return record(status="failed", reason=str(refused))
         finally:
             watch.stop()
-        self._looked = after = node_facts.look(self._target, "after", self._now_s())
+        self._looked = after = self._look("after")
         known = {"samples": answer.samples, "facts": after, "during": watch.looks}
         figures = block.figures(answer.measured)
         against = board_validity.marks(before, after.node, [look.node for look in watch.looks if look.node])
@@ -171,7 +172,7 @@ class Meter:
     def _deployed(self, settings: Settings) -> str:
         """See to it that the settings of a restart are in force; why they cannot be, or nothing.
 
-        Raises: Unreachable; a node that is gone is no fault of the settings. RunFileError.
+        Raises: Unreachable, AnotherNode; neither is a fault of the settings. RunFileError.
         """
         wanted = restart_env(settings)
         known = {**self._in_force.own, **(self._in_force.temporary or {})}
@@ -184,7 +185,7 @@ class Meter:
         try:
             self._around.deployment.deploy(self._target.name, {**self._in_force.base, **wanted})
             facts = self.begin()
-        except Unreachable:
+        except (Unreachable, AnotherNode):
             raise
         except BenchError as error:
             node_facts.require_answer(self._target)
@@ -194,12 +195,21 @@ class Meter:
 
     def _cool_down(self) -> None:
         def look() -> Facts:
-            return node_facts.look(self._target, "before", self._now_s())
+            return self._look("before")
 
         def tell(stage: str) -> None:
             self._around.tell(Progress(self._target.name, stage, 0, 1, unit="pause"))
 
         self._looked = self._around.cooling.wait(self._looked, look, tell)
+
+    def _look(self, moment: Literal["before", "after"]) -> Facts:
+        """Blocks compare on one model and engine only. Raises: AnotherNode, WrongKey."""
+        looked = node_facts.look(self._target, moment, self._now_s())
+        if self._first is not None:
+            node_facts.require_same(self._target.name, self._first.node, looked.node)
+        elif looked.node is not None:
+            self._first = looked
+        return looked
 
 
 class _Watch:
