@@ -48,18 +48,22 @@ class Speed:
 
 @dataclass(frozen=True)
 class Patient:
-    """One node. facts: GET /node, now. speed: as it was measured."""
+    """One node. facts: GET /node, now. speed: as it was measured. profile_problem: why its profile is none."""
 
     name: str
     facts: Mapping[str, Any] | None = None
     profile: TunedProfile | None = None
     speed: Speed | None = None
     problem: str = ""
+    profile_problem: str = ""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong. kind: unreachable, drift, stale, not deployed, throttled, outlier, engine."""
+    """One thing that is wrong.
+
+    kind: unreachable, engine, drift, no profile, stale, not deployed, throttled, outlier.
+    """
 
     kind: str
     node: str
@@ -115,6 +119,8 @@ def _profiles(patients: list[Patient], inventories: Sequence[str]) -> Iterator[F
     where = [part for source in inventories for part in ("-i", source)]
     for one in patients:
         tuning = shlex.join(["bench", "tune", *where, "--limit", one.name])
+        if one.profile_problem:
+            yield Finding("no profile", one.name, one.profile_problem, f"{tuning} --force, or an earlier file from git")
         if one.profile is None or not one.facts:
             continue
         for reason in is_stale(one.profile, one.facts):

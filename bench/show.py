@@ -29,7 +29,7 @@ class Row:
     memory's bandwidth allows, where it was alone. measured_otherwise: what changed since. throttled: what the board
     reports now or reported since its start. profile_age_s: since it was written; stale: why it is no longer true;
     not_in_force: what the node runs with instead; both nothing where the node does not answer, and nothing newer than
-    the profile tells.
+    the profile tells. profile_problem: why the file that should hold the profile holds none.
     """
 
     node: str
@@ -47,6 +47,7 @@ class Row:
     not_in_force: str = ""
     measured_age_s: float | None = None
     problem: str = ""
+    profile_problem: str = ""
 
 
 def row(
@@ -56,6 +57,7 @@ def row(
     run: RunView | BlockSpeed | None,
     now: datetime,
     problem: str = "",
+    profile_problem: str = "",
 ) -> Row:
     """facts: GET /node, now; None where it does not answer: then what it said in its newest run counts.
 
@@ -83,6 +85,7 @@ def row(
         not_in_force=not_in_force(profile.env, in_force) if profile else "",
         measured_age_s=_age_s(run.started_at, now) if run else None,
         problem=problem,
+        profile_problem=profile_problem,
     )
 
 
@@ -130,7 +133,8 @@ def table(rows: Sequence[Row]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     for each in rows:
         lines += [f"{each.node}: its profile is stale: {reason}" for reason in each.stale]
-        words = (*each.measured_otherwise, _doubt(each), each.not_in_force, each.problem.removeprefix(f"{each.node}: "))
+        words = (*each.measured_otherwise, _doubt(each), each.not_in_force, each.profile_problem)
+        words = (*words, each.problem.removeprefix(f"{each.node}: "))
         lines += [f"{each.node}: {text}" for text in words if text]
     return "\n".join(lines)
 
@@ -154,7 +158,7 @@ def age(seconds: float | None) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    profile = "none"
+    profile = "unreadable" if row.profile_problem else "none"
     if row.profile_age_s is not None:
         words = [age(row.profile_age_s), "stale" if row.stale else "", "not in force" if row.not_in_force else ""]
         profile = ", ".join(word for word in words if word)

@@ -83,6 +83,19 @@ def test_a_profile_that_was_not_deployed_is_found_with_the_play_that_does_it(ben
     assert f"remedy: ansible-playbook -i {inventory} ansible/profile.yml --limit pi1,localhost\n" in out
 
 
+def test_a_file_that_is_yaml_and_no_profile_is_told_once_as_its_nodes_problem(bench: Bench) -> None:
+    path = bench.give(N_CTX=512)
+    path.write_text("tuned_profile: 5\n")
+    (finding,) = bench.told("doctor", status=EXIT_FINDINGS)["findings"]
+    assert (finding["kind"], finding["node"]) == ("no profile", "pi1")
+    assert f"{path} is no profile of bench" in finding["text"]
+    (shown,) = bench.told("show", status=1)["nodes"]
+    assert f"{path} is no profile of bench" in shown["profile_problem"]
+    for command in ("show", "doctor", "tune"):
+        _, out, err = bench(command)
+        assert f"{out}{err}".count("is no profile of bench") == 1
+
+
 def test_a_node_that_does_not_answer_is_a_finding_of_its_own(with_a_dead_one: Bench) -> None:
     told = with_a_dead_one.told("doctor", status=1)
     assert [(each["kind"], each["node"]) for each in told["findings"]] == [("unreachable", "pi2")]

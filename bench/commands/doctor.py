@@ -49,7 +49,7 @@ def _patient(seen: Seen) -> Patient:
     if run and run.single:
         facts = run.fingerprint.get("node") or seen.facts or {}
         speed = Speed(run.single[1].p50.value, (run.load, run.asked), facts)
-    return Patient(seen.name, seen.facts, seen.profile, speed, seen.problem)
+    return Patient(seen.name, seen.facts, seen.profile, speed, seen.problem, seen.profile_problem)
 
 
 def _sum(seen: list[Seen], found: list[Finding], compared: int) -> str:

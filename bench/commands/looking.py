@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -23,7 +23,8 @@ PATIENCE = Patience(connect_s=5.0, answer_s=15.0, silence_s=15.0)
 class Seen:
     """One node. facts: GET /node; None where it does not answer, for `problem`, or was not asked.
 
-    blocks: of a tune or a verification, where no run may be used.
+    blocks: of a tune or a verification, where no run may be used. profile_problem: why the file that should hold its
+    profile holds none.
     """
 
     name: str
@@ -32,11 +33,12 @@ class Seen:
     run: RunView | None
     problem: str = ""
     blocks: BlockSpeed | None = None
+    profile_problem: str = ""
 
 
 def look(chosen: Chosen, is_asked: bool = True) -> list[Seen]:
     """All nodes, at the same time; those that the inventory has a problem with come last."""
-    profiles = chosen.profiles()
+    profiles, broken = chosen.read_profiles()
 
     def one(target: Target) -> tuple[Mapping[str, Any] | None, str]:
         try:
@@ -48,7 +50,8 @@ def look(chosen: Chosen, is_asked: bool = True) -> list[Seen]:
     seen = []
     for target, answer in zip(chosen.targets, told, strict=True):
         facts, problem = answer or (None, "interrupted")
-        seen.append(_seen(chosen, target.name, facts, profiles.get(target.name), problem))
+        one_seen = _seen(chosen, target.name, facts, profiles.get(target.name), problem)
+        seen.append(replace(one_seen, profile_problem=broken.get(target.name, "")))
     return seen + [_seen(chosen, name, None, None, problem) for name, problem in chosen.problems.items()]
 
 

@@ -55,16 +55,20 @@ class Chosen:
 
     def profiles(self) -> dict[str, TunedProfile]:
         """The nodes' profiles in the inventory; without those that are none, which writing one will tell."""
-        found = {}
+        return self.read_profiles()[0]
+
+    def read_profiles(self) -> tuple[dict[str, TunedProfile], dict[str, str]]:
+        """The nodes' profiles in the inventory, and why a node's file is none, a sentence each; both by name."""
+        found, problems = {}, {}
         for node in self.fleet.nodes:
             try:
                 known = tuned_file.read(node.inventory, node.name) if node.inventory else None
             except ProfileError as error:
-                click.echo(f"bench: {error}", err=True)
+                problems[node.name] = str(error)
                 continue
             if known is not None:
                 found[node.name] = known
-        return found
+        return found, problems
 
     @contextmanager
     def locked(self) -> Iterator[None]:
