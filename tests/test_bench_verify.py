@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,52 @@ def test_a_verdict_that_could_not_be_remembered_puts_nothing_back_twice(bench: B
     document = json.loads(Path(told["file"]).read_bytes())
     Path(told["file"]).write_text(json.dumps({**document, "restored": False}))
     bench.told("verify", "--resume", status=EXIT_SLOWER)
+    found = bench.profile()
+    assert found is not None
+    assert found.env == OTHER
+
+
+def test_another_profile_that_stands_there_by_now_is_left_alone(bench: Bench, engine: FakeHandle) -> None:
+    engine.turn(factors="num_thread=1:1.3")
+    bench.told("verify", *QUICK, "--dry-run", status=EXIT_SLOWER)
+    bench.give(N_CTX=2048)
+    status, out, _ = bench("verify", "--resume", "--apply")
+    assert status == EXIT_SLOWER
+    assert "another profile stands in the inventory now" in out
+    assert "deploy" not in out
+    (told,) = bench.told("verify", "--resume", status=EXIT_SLOWER)["nodes"]
+    found = bench.profile()
+    assert (told["put_back"], told["deploy_with"]) == (False, None)
+    assert found is not None
+    assert found.env == {"N_CTX": 2048}
+
+
+def test_a_first_profile_that_made_it_slower_gives_way_to_the_defaults(
+    node: Node, engine: FakeHandle, tmp_path: Path
+) -> None:
+    engine.turn(tokens_per_s=100, factors="num_thread=4:1.3")
+    bench = Bench(tmp_path, pi1=node)
+    bench.give(**NOW)
+    status, out, _ = bench("verify", *QUICK)
+    assert status == EXIT_SLOWER
+    assert "it was the node's first profile, so there is none in the inventory now: the defaults count again" in out
+    assert "previous" not in out
+    assert bench.profile() is None
+
+
+def test_a_deployment_that_fails_does_not_hide_that_the_inventory_changed(bench: Bench, engine: FakeHandle) -> None:
+    engine.turn(factors="num_thread=1:1.3")
+    bench.told("verify", *QUICK, "--dry-run", status=EXIT_SLOWER)
+    programs = bench.folder / "bin"
+    programs.mkdir()
+    (programs / "python").symlink_to(sys.executable)
+    (programs / "ansible-inventory").symlink_to(Path(sys.executable).with_name("ansible-inventory"))
+    (programs / "ansible-playbook").write_text("#!/bin/sh\necho it fails\nexit 2\n")
+    (programs / "ansible-playbook").chmod(0o755)
+    bench.python = str(programs / "python")
+    status, out, err = bench("verify", "--resume", "--apply")
+    assert (status, "it fails" in err) == (1, True)
+    assert "the previous profile is in the inventory again; deploy that with: ansible-playbook -i " in out
     found = bench.profile()
     assert found is not None
     assert found.env == OTHER

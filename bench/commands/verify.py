@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import msgspec
@@ -19,6 +20,7 @@ from bench.commands.interruption import EXIT_INTERRUPTED
 from bench.commands.nodes import Chosen, allow_many_files, node_options
 from bench.inventory import tuned_file
 from bench.inventory.tuned_file import ProfileError
+from bench.knobs import KNOBS
 from bench.progress import shown
 from bench.running import runfile
 from bench.running.client import BenchError, Target
@@ -29,24 +31,33 @@ from bench.tuning.block import Question
 from bench.tuning.meter import NoDeployment, Surroundings
 from bench.tuning.objective import Objective
 from bench.tuning.verify import Pair, Verification, Verified
+from bench.tuning.verify_file import VerifyRun
 
 EXIT_FAILED, EXIT_SLOWER = 1, 3
 
 
+Standing = Literal["measured", "previous", "another"]
+
+
 @dataclass(frozen=True)
 class PutBack:
-    """What was done about a node that became slower. command: what deploys the previous profile; done already where
-    `is_applied`."""
+    """What was done about a node that became slower.
+
+    said: what is in the inventory now; nothing where that could not be changed.
+    command: what deploys it; nothing where there is nothing to deploy, done already where `is_applied`.
+    """
 
     node: str
+    said: str = ""
     command: str = ""
     is_applied: bool = False
     problem: str = ""
 
 
 @click.command(
-    epilog="Exit status: 0 no node became slower; 1 a node failed; 2 wrong usage; 3 a node became slower, and its "
-    "previous profile is in the inventory again; 130 interrupted, what was measured is kept."
+    epilog="Exit status: 0 no node became slower; 1 a node failed; 2 wrong usage; 3 a node became slower: its "
+    "profile is replaced by the one before it, unless another one stands there by now; 130 interrupted, what was "
+    "measured is kept."
 )
 @node_options
 @click.option(
@@ -75,7 +86,7 @@ def command(
 
     Run it after profile.yml has deployed what `bench tune` wrote. Old and new are measured in turn by POST /benchmark,
     which takes N_CTX, N_THREADS and N_BATCH with it; where they differ in what only a restart changes, --restarts is
-    needed. A profile that made the node slower is replaced by the one before it.
+    needed. A profile that made the node slower is replaced by the one before it; by the defaults, if it was the first.
     """
     if dry_run and is_applied:
         raise click.UsageError("--apply deploys what --dry-run does not put back.")
@@ -133,37 +144,54 @@ def _put_back(chosen: Chosen, results: Sequence[Verified], is_applied: bool, int
     One that was put back already, by a verification that is told again, stays as it is.
     """
     slower = [each for each in results if _is_slower(each) and each.run and not each.run.restored]
-    back = {}
-    for each in slower:
-        inventory, text = chosen.inventory_of(each.node), " ".join(chosen.playbook().command(each.node))
-        try:
-            if inventory is None:
-                raise ProfileError(f"{each.node}: its profiles are in an inventory; name it with --inventory.")
-            if _is_in_inventory(each, inventory):
-                tuned_file.restore(inventory, each.node)
-            _remember(chosen, each)
-            back[each.node] = PutBack(each.node, text)
-        except ProfileError as error:
-            back[each.node] = PutBack(each.node, text, problem=str(error))
+    back = {each.node: _put_one_back(chosen, each) for each in slower}
     if not is_applied:
         return back
 
     def deploy(target: Target) -> PutBack:
-        text = back[target.name].command
         try:
             chosen.playbook().deploy(target.name, None)
         except BenchError as error:
-            return PutBack(target.name, text, problem=str(error))
-        return PutBack(target.name, text, is_applied=True)
+            return replace(back[target.name], problem=str(error))
+        return replace(back[target.name], is_applied=True)
 
-    targets = [t for t in chosen.targets if t.name in back and not back[t.name].problem]
+    targets = [target for target in chosen.targets if target.name in back and back[target.name].command]
     return back | {each.node: each for each in all_nodes.on_each(targets, deploy, interrupt) if each}
 
 
-def _is_in_inventory(result: Verified, inventory: Path) -> bool:
-    """Whether the profile that was measured still is the node's: a second restoring would bring it back."""
-    standing = tuned_file.read(inventory, result.node)
-    return standing is not None and result.run is not None and standing.env == result.run.base_env
+def _put_one_back(chosen: Chosen, result: Verified) -> PutBack:
+    """Restore a node's previous profile where the one that was measured still is the node's.
+
+    Where the previous one stands there already it was restored a moment ago, but that could not be remembered: a
+    second restoring would bring back the slower one. Where another one stands there, somebody wants that.
+    """
+    node, inventory = result.node, chosen.inventory_of(result.node)
+    assert result.run is not None
+    try:
+        if inventory is None:
+            raise ProfileError(f"{node}: its profiles are in an inventory; name it with --inventory.")
+        standing = _standing(result.run, inventory)
+        if standing == "another":
+            return PutBack(node, "another profile stands in the inventory now than was measured; it was left there")
+        if standing == "measured":
+            tuned_file.restore(inventory, node)
+        is_first = tuned_file.read(inventory, node) is None
+    except ProfileError as error:
+        return PutBack(node, problem=str(error))
+    _remember(chosen, result)
+    of_first = "it was the node's first profile, so there is none in the inventory now: the defaults count again"
+    said = of_first if is_first else "the previous profile is in the inventory again"
+    return PutBack(node, said, shlex.join(chosen.playbook().command(node)))
+
+
+def _standing(run: VerifyRun, inventory: Path) -> Standing:
+    """Which profile is the node's in the inventory by now. Raises: ProfileError."""
+    profile, beside = tuned_file.read(inventory, run.node), tuned_file.read_previous(inventory, run.node)
+    if profile is not None and profile.env == run.base_env:
+        return "measured"
+    env = dict(profile.env) if profile else {}
+    is_old = all(env.get(name, KNOBS[name].default) == value for name, value in run.old.env.items())
+    return "previous" if is_old and (beside is None or beside.env == run.base_env) else "another"
 
 
 def _remember(chosen: Chosen, result: Verified) -> None:
@@ -201,9 +229,9 @@ def _lines(result: Verified, back: PutBack | None) -> list[str]:
         f"  new: {run.new}",
         f"  every block is in {result.path}",
     ]
-    if back and not back.problem:
-        done = "deployed" if back.is_applied else f"deploy it with: {back.command}"
-        lines.insert(3, f"  the previous profile is in the inventory again; {done}")
+    if back and back.said:
+        done = "; deployed" if back.is_applied else f"; deploy that with: {back.command}" if back.command else ""
+        lines.insert(3, f"  {back.said}{done}")
     return lines
 
 
@@ -221,6 +249,7 @@ def _document(result: Verified, back: PutBack | None) -> dict[str, Any]:
         "verdict": run.verdict if run else None,
         "words": str(run.verdict) if run and run.verdict else None,
         "put_back": bool(run and run.restored),
+        "inventory": back.said or None if back else None,
         "applied": bool(back and back.is_applied),
-        "deploy_with": back.command if back else None,
+        "deploy_with": back.command or None if back else None,
     }
