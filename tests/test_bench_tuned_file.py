@@ -239,6 +239,16 @@ def test_going_back_and_back_again(tmp_path: Path) -> None:
         assert restored.env == env_of(tmp_path) == expected.env
 
 
+def test_the_same_settings_measured_again_keep_what_was_before_them(tmp_path: Path) -> None:
+    again = msgspec.structs.replace(SECOND, provenance=Provenance(run="another", at="2026-02-01T12:00:00Z"))
+    for each in (FIRST, SECOND, again):
+        tuned_file.write(tmp_path, NODE, each)
+    standing, previous = tuned_file.read(tmp_path, NODE), tuned_file.read_previous(tmp_path, NODE)
+    assert standing is not None
+    assert previous is not None
+    assert (standing.provenance.run, standing.env, previous.env) == ("another", SECOND.env, FIRST.env)
+
+
 def test_the_first_profile_goes_back_to_the_defaults(tmp_path: Path, tuned: Path) -> None:
     tuned_file.write(tmp_path, NODE, FIRST)
     assert tuned_file.restore(tmp_path, NODE) is None

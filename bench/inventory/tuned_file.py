@@ -108,12 +108,16 @@ def problems(profile: TunedProfile, path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Change:
-    """What writing a profile would do. `new` is the file's content, None when nothing would change."""
+    """What writing a profile would do. `new` is the file's content, None when nothing would change.
+
+    has_same_env: the settings stand there already; what is new is how they were measured.
+    """
 
     path: Path
     old: bytes | None
     new: bytes | None
     is_rejected: bool = False
+    has_same_env: bool = False
 
     def __str__(self) -> str:
         """As a unified diff."""
@@ -146,14 +150,16 @@ def change(inventory: Path, node: str, profile: TunedProfile, *, force: bool = F
         return Change(path, old, _render(profile, path, b""), is_rejected=True)  # 3
     if standing is not None and _plain(standing) == _plain(profile):  # 4
         return Change(path, old, None)
-    return Change(path, old, _render(profile, path, old or b""))  # 5
+    has_same_env = standing is not None and standing.env == profile.env
+    return Change(path, old, _render(profile, path, old or b""), has_same_env=has_same_env)  # 5
 
 
 def write(inventory: Path, node: str, profile: TunedProfile, *, force: bool = False) -> Path:
     """Put the profile in its place; the one that it replaces is kept beside it, where Ansible does not see it.
 
     1. Nothing to change: nothing is touched. 2. What was no profile becomes .tuned.rejected.yml. 3. The replaced one
-    becomes the previous one; where there was none, there is none. 4. The new one, whole or not at all. 5. Read again.
+    becomes the previous one, unless its settings are the same: then what was before them stays that. Where there was
+    none, there is none. 4. The new one, whole or not at all. 5. Read again.
     Killed at any point, the file is the old one or the new one, and the next call tidies up.
 
     Raises: as `change`; ProfileError where the disk does not take it.
@@ -167,8 +173,10 @@ def write(inventory: Path, node: str, profile: TunedProfile, *, force: bool = Fa
             wholefile.remove_leftovers(path.with_name(name))
         if old is None:
             wholefile.remove(path.with_name(PREVIOUS))  # 3
-        else:
-            wholefile.put(old, path.with_name(REJECTED if planned.is_rejected else PREVIOUS))  # 2, 3
+        elif planned.is_rejected:
+            wholefile.put(old, path.with_name(REJECTED))  # 2
+        elif not planned.has_same_env:
+            wholefile.put(old, path.with_name(PREVIOUS))  # 3
         wholefile.put(new, path)  # 4
     except OSError as error:
         raise _unwritable(path, error) from error
