@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 from report_page import node_of, page_of
 from report_results import tuned
@@ -46,6 +48,18 @@ def test_a_gain_that_the_race_is_not_sure_of_is_told_so() -> None:
     assert tune.outcome
     assert not tune.outcome.is_better
     assert "is not sure that it is better" in page_of(node_of(tune)).text
+
+
+def test_what_the_node_had_is_not_called_the_default() -> None:
+    tune = tuned("pi1", "smooth")
+    assert tune.outcome
+    text = page_of(node_of(tune)).text
+    assert text.count("as it was") == 1
+    assert "The winner beside what the node had: " in text
+    tune.outcome = replace(tune.outcome, winner=tune.outcome.default)
+    text = page_of(node_of(tune)).text
+    assert "What the node had won." in text
+    assert "default" not in text
 
 
 def test_blocks_that_do_not_count_are_told_with_their_reason() -> None:

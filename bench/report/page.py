@@ -1,6 +1,6 @@
 """`bench report`: everything that the results say, in one HTML file that opens from disk and asks nobody for anything.
 
-Owns the page as a whole. Figures come from report_data, drawings from report_charts. Pure but for the style sheet.
+Owns the page as a whole. Figures come from data.py, drawings from charts.py. Pure but for the style sheet.
 """
 
 from __future__ import annotations

@@ -51,11 +51,11 @@ def _verdict(outcome: Outcome, is_default: bool) -> str:
     if outcome.winner is None:
         return ended
     if is_default:
-        return f"{ended} The default settings won."
+        return f"{ended} What the node had won."
     if outcome.gain is None or outcome.gain_ci95 is None:
         return ended
     low, high = outcome.gain_ci95
-    said = f"The winner beside the default: {share(outcome.gain)} (95 % CI {share(low)} to {share(high)})"
+    said = f"The winner beside what the node had: {share(outcome.gain)} (95 % CI {share(low)} to {share(high)})"
     if not outcome.is_better:
         said += "; but the race's own test, which allows for all its settings and looks, is not sure that it is better"
     return f"{ended} {said}. The same blocks chose it, which flatters it: bench verify gives the figure to believe."
@@ -113,7 +113,7 @@ def _setting(fate: Fate, tune: TuneRun, scale: Scale) -> Sequence[Child]:
     is_default = fate.settings == tune.plan.default
     name = joined(
         *(joined(element("code", f"{knob}={value}", class_="knob"), " ") for knob, value in fate.settings.items),
-        badge("default", "plain") if is_default else None,
+        badge("as it was", "plain") if is_default else None,
     )
     shown = fate.figures
     return (
