@@ -13,10 +13,13 @@ import pytest
 from demo_process import Demo, new_demo, running_demo
 
 from bench.demo import node, pidfile
+from bench.demo.__main__ import ROUNDS
 from bench.demo.loop import PLAYBOOK
 from bench.inventory import tuned_file
 from bench.inventory.tuned_profile import Provenance, TunedProfile
 from bench.running import runfile
+from bench.statistics.comparison import LOOKS
+from bench.tuning.arms import LEAST_ROUNDS
 from bench.tuning.tune_file import TuneRun
 from bench.tuning.verify_file import VerifyRun
 
@@ -44,6 +47,10 @@ def test_a_deployed_profile_has_every_setting_of_a_node() -> None:
     template = PLAYBOOK.with_name("templates") / node.FILE
     names = [line.partition("=")[0] for line in template.read_text().splitlines() if "=" in line]
     assert names == list(node.DEFAULTS)
+
+
+def test_it_takes_as_many_rounds_as_a_verification_has() -> None:
+    assert (ROUNDS.min, ROUNDS.max) == (LEAST_ROUNDS, LOOKS[-1])
 
 
 def test_a_process_that_works_elsewhere_is_not_ended(tmp_path: Path) -> None:
