@@ -92,13 +92,6 @@ def test_an_inventory_without_nodes_says_where_they_belong(groups: dict[str, Any
         Ansible({}, groups).load(key=KEY, limit="pi9")
 
 
-def test_names_that_nothing_resolves_are_told_and_addresses_not_looked_up() -> None:
-    found = Ansible({"pi1": {"ansible_host": "127.0.0.1"}, "pi2": {"ansible_host": "pi2.invalid"}}).load(key=KEY)
-    unresolvable = fleet.unresolvable(found.targets)
-    assert list(unresolvable) == ["pi2"]
-    assert "pi2.invalid is no name that this machine can resolve" in unresolvable["pi2"]
-
-
 def test_a_thousand_nodes_are_one_question() -> None:
     ansible = Ansible(
         {f"pi{number}": {"ansible_host": f"10.0.{number // 250}.{number % 250}"} for number in range(1000)}

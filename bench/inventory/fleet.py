@@ -15,17 +15,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-import gevent.pool
-import gevent.socket
 
 from bench.inventory.tuned_file import NAME
 from bench.knobs import INVENTORY
@@ -191,30 +187,6 @@ def url_of(name: str, variables: Mapping[str, Any]) -> str:
     if not is_url or NEVER.search(url):
         raise FleetError(f"{name}: {url[:100]!r} is no address; correct ansible_host, appliance_port or bench_url.")
     return url
-
-
-def unresolvable(targets: Iterable[Target]) -> dict[str, str]:
-    """Which nodes have a name that nothing knows, a sentence each; all are looked up at the same time."""
-    pool = gevent.pool.Pool(64)
-    return dict(pair for pair in pool.imap_unordered(_looked_up, list(targets)) if pair is not None)
-
-
-def _looked_up(target: Target) -> tuple[str, str] | None:
-    host, port = target.address
-    try:
-        ip_address(host)
-    except ValueError:
-        pass
-    else:
-        return None
-    try:
-        gevent.socket.getaddrinfo(host, port)
-    except OSError as error:
-        return target.name, (
-            f"{target.name}: {host} is no name that this machine can resolve ({error.strerror}). If ssh knows it by an "
-            "alias, set bench_url for the node: http://<address>:8000."
-        )
-    return None
 
 
 def folder_of(source: str) -> Path | None:
