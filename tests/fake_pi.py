@@ -16,13 +16,20 @@ RATE = 5.0
 
 
 class FakePi:
-    """clocks_mhz: one for each look at GET /node, the last one for ever; digests: so too of its model. refuses: status of POST /benchmark, or 0."""
+    """clocks_mhz: one for each look at GET /node, the last one for ever; digests: so too, of its model.
+
+    refuses: status of POST /benchmark, or 0. engine_fails: so often, with the settings that are asked for first.
+    """
 
     def __init__(
-        self, clocks_mhz: tuple[int, ...] = (2400,), refuses: int = 0, digests: tuple[str, ...] = ("aaaa",)
+        self,
+        clocks_mhz: tuple[int, ...] = (2400,),
+        refuses: int = 0,
+        digests: tuple[str, ...] = ("aaaa",),
+        engine_fails: int = 0,
     ) -> None:
         self.clocks_mhz, self.refuses, self.digests = list(clocks_mhz), refuses, list(digests)
-        self.measured = 0
+        self.measured, self.engine_fails, self.first = 0, engine_fails, dict[str, Any]()
         self.target = Target("pi2", "", "a key")
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
@@ -47,6 +54,11 @@ class FakePi:
 
     def _benchmark(self, body: dict[str, Any]) -> Iterator[bytes]:
         yield b'event: progress\ndata: {"stage": "measuring"}\n\n'
+        self.first = self.first or body
+        if self.engine_fails and body == self.first:
+            self.engine_fails -= 1
+            yield b'event: error\ndata: {"error": "engine_failed", "detail": "The engine ended its stream."}\n\n'
+            return
         gevent.sleep(0.02)  # for the look that a measuring begins with
         self.measured += 1
         setting = [body.get(name, [default])[0] for name, default in (("context_sizes", 512), ("threads", 1))]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import pytest
 from bench_runs import failed, made, run_of, stage_of
 
-from bench.running.lateness import Reading, cost
+from bench.running.lateness import Reading, cost, worse
 from bench.running.samples import ClientCost, ClosedLoop, Facts, Load, OpenLoop, Run, Sample
 from bench.running.validity import GENERATIONS, LOADS, marks
 
@@ -88,6 +89,31 @@ def test_a_board_that_throttled_between_two_looks_makes_the_run_invalid_with_the
     (mark,) = marks(run_of(*run.stages, facts=facts))
     assert (mark.code, mark.is_invalid) == ("undervoltage", True)
     assert "27 W" in mark.remedy
+
+
+def cut_off(*samples: Sample, generations: float, then: Sequence[Facts] = ()) -> Run:
+    """A sitting without a look after it: the last one was taken during it."""
+    whole = sitting(*samples, generations=generations)
+    throttled = {"throttling_seen": {"times": {"undervoltage": 1}}}
+    before = msgspec.structs.replace(whole.facts[0], node={"throttling_seen": {"times": {}}})
+    during = msgspec.structs.replace(whole.facts[1], moment="during", at_s=9.0, node=throttled)
+    gone = Facts(10.0, "during")
+    return run_of(*whole.stages, facts=[before, during, gone, *then])
+
+
+@pytest.mark.parametrize("then", [[], [Facts(99.0, "before"), Facts(120.0, "after")]])
+def test_a_sitting_that_was_cut_off_is_judged_until_the_last_look_at_it(then: list[Facts]) -> None:
+    assert codes(cut_off(made(1.0), generations=3, then=then)) == ["other_requests", "undervoltage"]
+
+
+def test_a_request_that_was_sent_while_it_was_looked_at_is_no_others() -> None:
+    assert codes(cut_off(made(1.0), made(9.5), generations=2)) == ["undervoltage"]
+
+
+def test_of_two_sittings_the_worse_client_counts_for_both() -> None:
+    slow, quick = ClientCost(5.0, 90.0, 99.0, 0.1), ClientCost(6.0, 20.0, 30.0, 0.9)
+    assert worse(slow, quick) == ClientCost(6.0, 90.0, 99.0, 0.9)
+    assert (worse(None, quick), worse(slow, None), worse(None, None)) == (quick, slow, None)
 
 
 def at_clock(mhz: int, governor: str) -> dict[str, Any]:

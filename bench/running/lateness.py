@@ -7,6 +7,7 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 import gevent
+import msgspec
 
 from bench.running.samples import ClientCost
 
@@ -55,6 +56,13 @@ def cost(before: Reading, after: Reading) -> ClientCost | None:
     p50, p99, most = (_below(beats, share) for share in (0.5, 0.99, 1.0))
     cpu_share = (after.cpu_s - before.cpu_s) / (after.at - before.at)
     return ClientCost(round(p50, 3), round(p99, 3), round(most, 3), round(cpu_share, 3))
+
+
+def worse(one: ClientCost | None, other: ClientCost | None) -> ClientCost | None:
+    """The worse of each figure: a sitting that was on time makes up for none that was late."""
+    if one is None or other is None:
+        return one or other
+    return ClientCost(*map(max, msgspec.structs.astuple(one), msgspec.structs.astuple(other)))
 
 
 def _below(beats: list[int], share: float) -> float:

@@ -16,7 +16,7 @@ import gevent
 from bench import roofline
 from bench.running import ending, lateness, node_facts, runfile, validity
 from bench.running.client import BenchError, Patience, Target, generate
-from bench.running.cooling import Cooling, temperature_c
+from bench.running.cooling import Cooling
 from bench.running.lateness import Heartbeat
 from bench.running.load import Loading, Monotonic, NodeGone, TraceRefused, keep_up
 from bench.running.outcome import points
@@ -119,7 +119,7 @@ class NodeRun:
         self._saving.now()
         with ending.told_in(self.run):
             self._measure()
-        self.run.client = lateness.cost(reading, self._heartbeat.reading()) or self.run.client
+        self.run.client = lateness.worse(self.run.client, lateness.cost(reading, self._heartbeat.reading()))
         self.run.wall_s = round(self.run.wall_s + time.monotonic() - begun, 3)
         self.run.marks = validity.marks(self.run)
         self._saving.now()
@@ -164,8 +164,8 @@ class NodeRun:
         def tell(what: str) -> None:
             self._tell(Progress(self.run.node, what, 0, 1, unit="pause"))
 
-        has_temperature = temperature_c(self.run.facts[-1]) is not None
-        self._cooling.wait(look() if has_temperature and self.run.stages else self.run.facts[-1], look, tell)
+        # Also where no temperature is told: what is cut off later is judged until the last look.
+        self._cooling.wait(look() if self.run.stages else self.run.facts[-1], look, tell)
 
     def _carry_out(self, stage: Stage) -> None:
         settings, taken = self.run.settings, len(stage.measured)

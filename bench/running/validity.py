@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from statistics import median
-from typing import Any
 
 from bench.running import board_validity
 from bench.running.samples import ClosedLoop, Facts, Mark, Run, Sample
@@ -13,6 +12,7 @@ LATE_LEAST_MS, LATE_SHARE = 20.0, 0.10
 BUSY_SHARE = 0.90
 LOAD_LIMIT_MS = 1000.0  # what Ollama calls loading takes less where the model is in memory
 CACHED_SLACK_TOKENS = 8
+LOOK_S = 2.0  # a look under load counts what was sent after it began, too
 EARLY_SHARE, LENGTH_SHARE = 0.10, 0.10
 UNFINISHED = Mark(
     "unfinished", "it goes on, or was killed, so nothing has judged it", "wait for its end, or `bench run --resume`"
@@ -46,9 +46,10 @@ def late_client(run: Run) -> Iterator[Mark]:
 
 def other_requests(run: Run) -> Iterator[Mark]:
     """The node's count of generations between two looks, against ours in that time; cut off ones may count or not."""
-    for before, after in _sittings(run):
+    for before, after in _counted(run):
         counted = after.counters[GENERATIONS] - before.counters[GENERATIONS]
-        ours = [sample for sample in _all(run) if before.at_s <= sample.sent_s <= after.at_s]
+        ends_s = after.at_s + (0.0 if after.moment == "after" else LOOK_S)
+        ours = [sample for sample in _all(run) if before.at_s <= sample.sent_s <= ends_s]
         answered = sum(1 for sample in ours if sample.failure is None or sample.failure.is_answer)
         if counted < 0:
             yield Mark("restarted", "the appliance was restarted during the run", "measure again")
@@ -59,7 +60,7 @@ def other_requests(run: Run) -> Iterator[Mark]:
 
 
 def reloads(run: Run) -> Iterator[Mark]:
-    loads = sum(after.counters.get(LOADS, 0) - before.counters.get(LOADS, 0) for before, after in _sittings(run))
+    loads = sum(after.counters.get(LOADS, 0) - before.counters.get(LOADS, 0) for before, after in _counted(run))
     slow = [s for s in _measured(run) if s.counts and (s.counts.load_ms or 0.0) > LOAD_LIMIT_MS]
     if loads > 0 or slow:
         remedy = "let nothing else use the engine, and raise OLLAMA_KEEP_ALIVE if the model leaves memory"
@@ -98,15 +99,14 @@ def prompt_lengths(run: Run) -> Iterator[Mark]:
 
 def board(run: Run) -> Iterator[Mark]:
     """Throttling, undervoltage, clock drops, swapping and restarts, as the node itself told in each sitting."""
-    before: Facts | None = None
-    under_load: list[dict[str, Any]] = []
-    for facts in run.facts:
-        if facts.moment == "before":
-            before, under_load = facts, []
-        elif facts.moment == "after" and before is not None:
-            yield from board_validity.marks(before.node, facts.node, under_load)
-        elif facts.node and (board_validity.is_steady(facts.node) or _is_under_load(run, facts.at_s)):
-            under_load.append(facts.node)
+    for before, between, end in _sittings(run):
+        looks = [
+            look.node
+            for look in between
+            if look.node and (board_validity.is_steady(look.node) or _is_under_load(run, look.at_s))
+        ]
+        told = [look.node for look in (*between, end) if look.node]  # one that is gone told before
+        yield from board_validity.marks(before.node, told[-1] if told else None, looks)
 
 
 # Another cause is another function here.
@@ -135,11 +135,25 @@ def _measured(run: Run) -> list[Sample]:
     return [sample for sample in _all(run) if sample.is_measured]
 
 
-def _sittings(run: Run) -> Iterator[tuple[Facts, Facts]]:
-    """Pairs of looks at the node's counters, before and after; a sitting that was cut off has no second."""
-    before = None
+def _sittings(run: Run) -> Iterator[tuple[Facts, list[Facts], Facts]]:
+    """Each sitting's look before it, those during it, and its end.
+
+    The end is the look after it; of a sitting that was cut off, the last that there is.
+    """
+    sittings: list[list[Facts]] = []
     for facts in run.facts:
         if facts.moment == "before":
-            before = facts
-        if facts.moment == "after" and before and GENERATIONS in before.counters and GENERATIONS in facts.counters:
-            yield before, facts
+            sittings.append([])
+        if sittings:
+            sittings[-1].append(facts)
+    for before, *later in sittings:
+        if later:
+            yield before, [facts for facts in later if facts.moment == "during"], later[-1]
+
+
+def _counted(run: Run) -> Iterator[tuple[Facts, Facts]]:
+    """Pairs of looks at the node's counters: of each sitting the first, and the last that told them."""
+    for before, between, end in _sittings(run):
+        ends = [facts for facts in (*between, end) if GENERATIONS in facts.counters]
+        if GENERATIONS in before.counters and ends:
+            yield before, ends[-1]
