@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from bench.running import runfile
@@ -13,7 +14,7 @@ from bench.running.client import Target
 from bench.running.samples import Failure
 from bench.statistics.comparison import LOOKS
 from bench.tuning.arms import LEAST_ROUNDS, NothingToVerify, arms, looks_of, verdict
-from bench.tuning.block import REFUSED, Busy, Gone, Question, SettingsRefused, meaning
+from bench.tuning.block import REFUSED, Busy, Gone, Question, Ran, SettingsRefused, meaning
 from bench.tuning.blocks import BlockRecord
 from bench.tuning.judgement import FateName
 from bench.tuning.meter import streams_of
@@ -22,9 +23,13 @@ from bench.tuning.outcome import Fate, Outcome, Status
 from bench.tuning.space import Settings
 from bench.tuning.tune_file import TuneRun
 from bench.tuning.tune_table import before_after, change, table
-from bench.tuning.tuned import Wanted, metric, plan, why_not
+from bench.tuning.tuned import Wanted, metric, plan, profile, why_not
 from bench.tuning.verify_file import Round, VerifyRun
 
+GENERATED: dict[str, Any] = {
+    "context_size": 512, "threads": 4, "batch_size": 128, "warm_up": False, "latency_ms": 1000.0, "ttft_ms": 100.0,
+    "load_ms": 0.0, "prompt_tokens": 8, "completion_tokens": 8, "finish_reason": "length",
+}  # fmt: skip
 PI: dict[str, Any] = {"board": {"cores": 4}, "model": {"trained_context": 2048}, "memory": {"total_mib": 4096}}
 OWN = {"N_CTX": 512, "N_THREADS": 4, "N_BATCH": 128}
 HEADER: dict[str, Any] = {
@@ -132,6 +137,20 @@ def test_what_a_winner_gains_is_said_as_it_is(run: TuneRun, said: str) -> None:
     assert change(run.outcome) == said
     assert before_after([run]).splitlines()[1].endswith(f"| {said}")
     assert (f"beside {run.plan.default}: {said}; " in table(run)) is run.outcome.is_better
+
+
+def test_a_throttled_blocks_pace_does_not_make_answers_shorter() -> None:
+    run = raced(is_better=True)
+    assert run.outcome is not None
+    assert run.outcome.winner is not None
+    winner = run.outcome.winner.settings
+    slow, quick = (Ran(**GENERATED, decode_tokens_per_second=rate) for rate in (1.0, 10.0))
+    alone = msgspec.structs.replace(measured(winner, 10.0), samples=[quick])
+    throttled = msgspec.structs.replace(measured(winner, 1.0, "invalid"), samples=[slow, slow])
+    first, second = (profile(msgspec.structs.replace(run, blocks=each)) for each in ([alone], [alone, throttled]))
+    assert first is not None
+    assert second is not None
+    assert first.env["MAX_TOKENS"] == second.env["MAX_TOKENS"]
 
 
 def node(**fields: Any) -> dict[str, Any]:

@@ -89,7 +89,8 @@ def profile(run: TuneRun, at: datetime | None = None) -> TunedProfile | None:
     if outcome is None or outcome.winner is None:
         return None
     winner = outcome.winner.settings
-    ran = [one for record in run.blocks if record.settings == winner for one in record.samples]
+    counted = [record for record in run.blocks if record.settings == winner and record.status == "measured"]
+    ran = [one for record in counted for one in record.samples]
     env = {**run.own_env, **winner.env}
     if tokens := max_tokens(ran):
         env["MAX_TOKENS"] = tokens
