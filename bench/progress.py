@@ -50,16 +50,17 @@ class Bars:
 
 
 @contextmanager
-def shown(is_wanted: bool) -> Iterator[Lines | Bars]:
-    """Bars where they are wanted, stderr is a terminal and rich is there."""
+def shown() -> Iterator[Lines | Bars]:
+    """Bars where stderr is a terminal and rich is there."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Display
         from rich.table import Column
     except ImportError:
-        is_wanted = False
-    if not is_wanted or not sys.stderr.isatty():
+        yield Lines()
+        return
+    if not sys.stderr.isatty():
         yield Lines()
         return
     columns = (

@@ -100,7 +100,7 @@ def command(
         interruption.refuse_beside_resume(ctx, OF_THE_LOAD)
     allow_many_files()
     interrupt = interruption.by_signals()
-    with shown(is_wanted=True) as progress:
+    with shown() as progress:
         session = Session(chosen.results, progress.tell, interrupt, Cooling(cool_to_c))
         problems = chosen.problems | _not_their_own(chosen)
         targets = [target for target in chosen.targets if target.name not in problems]

@@ -105,7 +105,7 @@ def command(
     wanted = Wanted(with_restarts=with_restarts, **race)
     # Also without --restarts: a tune that is resumed, or was killed, may have a profile to put back.
     deployment = chosen.playbook() if chosen.has_inventory else NoDeployment()
-    with chosen.locked(), shown(is_wanted=True) as progress:
+    with chosen.locked(), shown() as progress:
         around = Surroundings(chosen.results, progress.tell, deployment, Cooling(cool_to_c))
         tuning = Tuning(wanted, Question(max_tokens=max_tokens), around, interrupt, chosen.profiles())
         problems = chosen.problems | ({} if force else _unwritable(chosen))

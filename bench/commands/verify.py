@@ -95,7 +95,7 @@ def command(
     allow_many_files()
     interrupt = interruption.by_signals()
     deployment = chosen.playbook() if chosen.has_inventory else NoDeployment()
-    with chosen.locked(), shown(is_wanted=True) as progress:
+    with chosen.locked(), shown() as progress:
         around = Surroundings(chosen.results, progress.tell, deployment, Cooling(cool_to_c))
         looks, question = arms.looks_of(rounds), Question(max_tokens=max_tokens)
         verification = Verification(question, objective, looks, seed, with_restarts, around, interrupt)
