@@ -125,6 +125,22 @@ def test_blocks_in_which_the_clock_fell_are_measured_again_and_used_for_nothing(
     assert sum(fate.blocks for fate in run.outcome.fates) == len(run.blocks) - 1
 
 
+@pytest.mark.parametrize(("failures", "statuses"), [(1, ["invalid", "measured"]), (2, ["invalid", "failed"])])
+def test_an_engine_that_fails_rules_settings_out_when_the_next_attempt_says_the_same(
+    tmp_path: Path, failures: int, statuses: list[str]
+) -> None:
+    with running_pi(engine_fails=failures) as pi:
+        here = Here(tmp_path / "results")
+        here.targets.append(pi.target)
+        run = here.tune()["pi2"].run
+    assert run is not None
+    assert run.outcome is not None
+    default = run.outcome.default
+    assert [block.status for block in run.blocks if block.settings == default.settings][:2] == statuses
+    assert (default.name == "ruled out") == (failures == 2)
+    assert (default.reason == "pi2: The engine ended its stream.") == (failures == 2)
+
+
 def test_a_slow_node_ends_with_its_own_budget(
     good: Node, other: Node, other_engine: FakeHandle, tmp_path: Path
 ) -> None:
@@ -200,6 +216,9 @@ class Deployments:
 
     def deploy(self, node: str, env: Mapping[str, Any] | None) -> None:
         self.asked.append(env)
+
+    def command(self, *nodes: str) -> list[str]:
+        return ["deploy", *nodes]
 
 
 def test_nothing_is_deployed_for_measuring_that_no_file_tells_of(

@@ -23,7 +23,9 @@ from bench.tuning.space import Settings, Value
 FIELDS = {"N_CTX": "context_sizes", "N_THREADS": "threads", "N_BATCH": "batch_sizes"}
 PATIENCE = Patience(answer_s=31 * 60.0, silence_s=60.0)  # a node gives a benchmark half an hour
 # Of these the node itself says that it is they which do not go; everything else may be over in a moment.
-REFUSED = ("invalid_value", "prompt_too_long", "engine_failed", "engine_stalled", "benchmark_timeout")
+REFUSED = ("invalid_value", "prompt_too_long", "benchmark_timeout")
+# The engine does not load them, or it was restarted in the middle: which of the two, only another attempt tells.
+ENGINE_FAILED = ("engine_failed", "engine_stalled")
 BUSY = ("wait_timeout", "queue_full", "displaced", "deadline_too_short", "not_ready", "engine_busy", "client_gone")
 
 
@@ -88,6 +90,10 @@ class SettingsRefused(BenchError):
     """The node, or its engine, cannot run with these settings."""
 
 
+class EngineFailed(SettingsRefused):
+    """The engine failed with these settings, this time."""
+
+
 class Busy(BenchError):
     """The node takes no benchmark now: others use it, or it starts."""
 
@@ -112,7 +118,7 @@ def ask(
 
     streams: generations at the same time. on_stage: is told waiting, warming_up, measuring, restoring.
     most_s: after so long of loading and generating it is ended; waiting for the node does not count.
-    Raises: SettingsRefused, Busy, Gone, WrongKey.
+    Raises: SettingsRefused, EngineFailed, Busy, Gone, WrongKey.
     """
     body: dict[str, Any] = {
         "prompt": question.prompt,
@@ -153,6 +159,8 @@ def meaning(target: Target, failure: Failure) -> BenchError:
     text = f"{target.name}: {failure.detail or failure}"
     if failure.is_answer and failure.code in REFUSED:
         return SettingsRefused(text)
+    if failure.is_answer and failure.code in ENGINE_FAILED:
+        return EngineFailed(text)
     if failure.is_answer and (failure.code in BUSY or failure.status in (429, 503)):
         return Busy(f"{text} Measure when nobody else uses it.")
     if failure.status in (404, 405):

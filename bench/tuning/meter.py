@@ -6,6 +6,7 @@ is busy, what speaks against it afterwards. Must not know: which block is wanted
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,7 +24,7 @@ from bench.running.node_facts import AnotherNode, NotReady
 from bench.running.node_run import Progress
 from bench.running.samples import Facts
 from bench.tuning import block
-from bench.tuning.block import Busy, Gone, Question, SettingsRefused
+from bench.tuning.block import Busy, EngineFailed, Gone, Question, SettingsRefused
 from bench.tuning.blocks import BlockRecord
 from bench.tuning.objective import Objective
 from bench.tuning.space import Settings, Value
@@ -41,12 +42,18 @@ class Deployment(Protocol):
         Raises: BenchError.
         """
 
+    def command(self, *nodes: str) -> list[str]:
+        """What people type to have the inventory's own profiles in force on these nodes."""
+
 
 class NoDeployment:
     """Without an inventory: all settings travel in requests."""
 
     def deploy(self, node: str, env: Mapping[str, Value] | None) -> None:
         raise BenchError(f"{node}: settings that need a restart come onto a node through an inventory; name it.")
+
+    def command(self, *nodes: str) -> list[str]:
+        return ["ansible-playbook", "ansible/profile.yml", "--limit", ",".join((*nodes, "localhost"))]
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,7 @@ class Meter:
         self._target, self._around, self._question, self._now_s = target, around, question, now_s
         self._in_force, self._on_deploy = in_force, on_deploy
         self._looked: Facts | None = None
+        self._failed_once: set[Settings] = set()
         self._first: Facts | None = None
 
     def begin(self) -> Facts:
@@ -129,7 +137,7 @@ class Meter:
         except BenchError as error:
             raise BenchError(
                 f"{error} The node still runs with {self._in_force.temporary}; put its own profile back with: "
-                f"ansible-playbook ansible/profile.yml --limit {self._target.name},localhost"
+                + shlex.join(self._around.deployment.command(self._target.name))
             ) from error
         self._in_force.temporary = None
 
@@ -138,7 +146,8 @@ class Meter:
 
         1. The settings that need a restart are deployed, where others are in force.
         2. The board is let cool down.
-        3. Settings that are refused, or take longer than `most_s`, are "failed".
+        3. Settings that are refused, or take longer than `most_s`, are "failed". Where the engine failed, it may have
+           been restarted in the middle: that is "invalid", and "failed" when it does so again at the next attempt.
         4. What speaks against the block makes it "invalid".
         Raises: Busy, Gone, Unreachable, WrongKey, AnotherNode, RunFileError.
         """
@@ -156,10 +165,15 @@ class Meter:
         try:
             on_stage = watch.on_stage if has_clocks else lambda stage: None
             answer = block.ask(self._target, block.live(settings), self._question, streams, on_stage, most_s)
-        except SettingsRefused as refused:  # 3
+        except EngineFailed as failed:  # 3
+            is_again = settings in self._failed_once
+            self._failed_once.add(settings)
+            return record(status="failed" if is_again else "invalid", reason=str(failed))
+        except SettingsRefused as refused:
             return record(status="failed", reason=str(refused))
         finally:
             watch.stop()
+        self._failed_once.discard(settings)
         self._looked = after = self._look("after")
         known = {"samples": answer.samples, "facts": after, "during": watch.looks}
         figures = block.figures(answer.measured)
