@@ -52,7 +52,8 @@ def plan(wanted: Wanted, node: Mapping[str, Any] | None, own: Mapping[str, Value
     """A node's race: over what suits it, and what it has now.
 
     node: GET /node, where it has that. own: its settings, by their names in a profile.
-    1. Contexts that the model was not trained for, and more threads than cores, are left out.
+    1. Contexts that the model was not trained for are left out, also of those that are wanted. Threads that are wanted
+       are taken as they are, be they more than cores; else they are shares of the cores.
     2. What the node has is always one of the settings: it is what others must beat.
     3. A quantized KV cache without flash attention is none.
     """
