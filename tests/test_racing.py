@@ -189,6 +189,26 @@ def test_settings_without_a_valid_block_are_named_with_the_reason() -> None:
     assert next(of.reason for of in outcome.fates if of.settings == bad) == "undervoltage"
 
 
+def test_a_default_that_could_not_be_measured_at_first_is_wanted_again_until_it_is() -> None:
+    told, good = list[Block](), node(by_threads)
+
+    def answer(settings: Settings) -> Block:
+        is_early = sum(block.settings == DEFAULT for block in told) < 2 * ATTEMPTS
+        if settings == DEFAULT and is_early:
+            return Block(settings, "invalid", 10.0, reason="undervoltage")
+        return good(settings)
+
+    outcome = run(PLAN, answer, told)
+    assert (outcome.default.name, outcome.is_better, outcome.stopped) == ("worse", True, "sure")
+
+
+def test_a_default_that_can_never_be_measured_is_wanted_until_the_budget_ends() -> None:
+    good = node(by_threads)
+    plan = replace(PLAN, most_blocks=60)
+    outcome = run(plan, lambda s: Block(s, "invalid", 10.0, reason="undervoltage") if s == DEFAULT else good(s))
+    assert (outcome.default.name, outcome.is_better, outcome.blocks) == ("not measured", False, 60)
+
+
 def test_settings_that_the_engine_refuses_are_asked_for_once() -> None:
     told: list[Block] = []
     bad = Settings.of(N_CTX=1024, N_THREADS=4, N_BATCH=128)

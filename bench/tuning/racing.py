@@ -107,7 +107,8 @@ class Race:
     def tell(self, block: Block) -> None:
         """Take the result of a wanted block.
 
-        1. An invalid block is wanted again at the end of the round, ATTEMPTS times in all; then not in this round.
+        1. An invalid block is wanted again at the end of the round, ATTEMPTS times in all. Who has none that counts by
+           then is not measured in this race; but the default, to which all is compared, is wanted again in each round.
         2. Settings that the engine cannot run, or that break a limit for good, are out.
         3. No room in the budget for another block: the race ends. The round is over: the next one, or the end.
         Raises: ValueError for a block that was not wanted, and after the end.
@@ -157,19 +158,20 @@ class Race:
 
     def _turn(self) -> None:
         """Decisions 2 and 3 of the race."""
-        judged = self._judge()
+        judged, default = self._judge(), self.plan.default
         fresh = self._fresh(judged)
         contenders = [*judged.contenders(), *self._unsettled(), *judged.hasty()] if judged else []
-        if not fresh and not contenders:
+        owed = [] if default in self._blocks or default in self._ruled_out else [default]
+        if not fresh and not contenders and not owed:
             if judged and self._is_unproven(judged):
-                self._begin([judged.winner or self.plan.default, self.plan.default])
+                self._begin([judged.winner or default, default])
             else:
                 self._end("sure", judged)
             return
         connecting = judged.connecting() if judged else []
         if contenders and self._share_of_budget > EXPLORING:
             fresh = []
-        self._begin(list(dict.fromkeys((*connecting, *fresh[:FRESH], *contenders)))[: min(ROUND, self._room)])
+        self._begin(list(dict.fromkeys((*connecting, *owed, *fresh[:FRESH], *contenders)))[: min(ROUND, self._room)])
 
     def _judge(self) -> Judgement | None:
         """A look at the data, which costs its part of ALPHA; None while there are none."""
