@@ -195,6 +195,21 @@ def test_a_tuned_yml_that_was_edited_into_nonsense_is_replaced_by_force(bench: B
     assert told["written"] == "written"
 
 
+def test_a_file_that_would_no_longer_be_read_is_told_before_anything_is_measured_whatever_force(bench: Bench) -> None:
+    (bench.inventory / "host_vars").mkdir()
+    (bench.inventory / "host_vars" / "pi1.yml").write_text("mine: 1\n")
+    (told,) = bench.told("tune", *AXES, "--force", status=1)["nodes"]
+    assert told["run"] is None
+    assert "pi1.yml would no longer be read" in told["problem"]
+
+
+def test_limits_that_no_settings_keep_are_told_by_the_status(bench: Bench) -> None:
+    status, out, _ = bench("tune", *AXES, "--min-ctx", "1024")
+    assert status == 3, out
+    assert "nothing to write: no settings could be measured within the limits" in out
+    assert bench.profile() is None
+
+
 def test_a_commit_holds_the_profiles_alone_with_the_table_in_its_message(bench: Bench) -> None:
     def git(*arguments: str) -> str:
         command = [GIT, *arguments]

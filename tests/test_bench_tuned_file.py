@@ -418,6 +418,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         tuned_file.write(tmp_path, NODE, FIRST)
 
 
+def test_what_would_refuse_every_profile_is_told_before_anything_is_measured(
+    tmp_path: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned_file.write(tmp_path, NODE, FIRST)
+    tuned.write_text("tuned_profile: 7")
+    with pytest.raises(NotAProfile):
+        tuned_file.require_replaceable(tmp_path, NODE)
+    tuned_file.require_replaceable(tmp_path, NODE, force=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ProfileError, match="not this user's to write"):
+        tuned_file.require_replaceable(tmp_path, NODE, force=True)
+    tuned_file.require_replaceable(tmp_path, NODE, force=True, is_dry=True)
+
+
 # --- two at once
 
 

@@ -29,6 +29,7 @@ from bench.tuning.tune_table import commit_message, table
 from bench.tuning.tuned import Wanted
 
 EXIT_FAILED, EXIT_UNSURE = 1, 3
+UNANSWERED = ("unsure", "no winner")  # what became of a node whose best settings are not known
 OF_THE_RACE = (
     *OF_A_BLOCK, "min_ctx", "max_ttft_ms", "headroom_mib", "budget_s", "n_ctx", "n_threads", "n_batch", "slots",
 )  # fmt: skip
@@ -47,8 +48,8 @@ class Written:
 
 @click.command(
     epilog="Exit status: 0 each node has its best settings, written or in force already; 1 a node failed, the others "
-    "were tuned; 2 wrong usage; 3 a node has settings that seem better, but the budget ended before that was sure; 130 "
-    "interrupted, what was measured is kept."
+    "were tuned; 2 wrong usage; 3 a node has settings that seem better, but the budget ended before that was sure, or "
+    "none that could be measured within the limits; 130 interrupted, what was measured is kept."
 )
 @node_options
 @click.option("--min-ctx", type=click.IntRange(128, 131072), help="No context smaller than this.")
@@ -108,7 +109,7 @@ def command(
     with chosen.locked(), shown() as progress:
         around = Surroundings(chosen.results, progress.tell, deployment, Cooling(cool_to_c))
         tuning = Tuning(wanted, Question(max_tokens=max_tokens), around, interrupt, chosen.profiles())
-        problems = chosen.problems | ({} if force else _unwritable(chosen))
+        problems = chosen.problems | _unwritable(chosen, dry_run, force)
         results = tuning.tune([target for target in chosen.targets if target.name not in problems], resume)
         results += [Tuned(name, problem=problem) for name, problem in problems.items()]
         written = [_write(each, chosen.inventory_of(each.node), dry_run, force) for each in results]
@@ -122,16 +123,16 @@ def exit_status(results: Sequence[Tuned], written: Sequence[Written], was_interr
         return EXIT_INTERRUPTED
     if any(each.problem for each in results) or any(each.problem for each in written):
         return EXIT_FAILED
-    return EXIT_UNSURE if any(each.status == "unsure" for each in written) else 0
+    return EXIT_UNSURE if any(each.status in UNANSWERED for each in written) else 0
 
 
-def _unwritable(chosen: Chosen) -> dict[str, str]:
+def _unwritable(chosen: Chosen, is_dry: bool, force: bool) -> dict[str, str]:
     """Why a node's profile could not be written, by its name: told before it is measured for an hour."""
     problems = {}
     for node in chosen.fleet.nodes:
         try:
             if node.inventory is not None:
-                tuned_file.require_replaceable(node.inventory, node.name)
+                tuned_file.require_replaceable(node.inventory, node.name, force=force, is_dry=is_dry)
         except ProfileError as error:
             problems[node.name] = str(error)
     return problems
@@ -144,8 +145,10 @@ def _write(tuned_node: Tuned, inventory: Path | None, is_dry: bool, force: bool)
     2. Without an inventory there is no place for it. 3. Dry: the diff. 4. Written, the replaced one kept.
     """
     run, node = tuned_node.run, tuned_node.node
-    if run is None or run.outcome is None or run.profile is None:
+    if run is None or run.outcome is None:
         return Written(node, "nothing")
+    if run.profile is None:
+        return Written(node, "no winner")
     reason = tuned.why_not(run)  # 1
     if reason and not force:
         is_own = run.outcome.winner is not None and run.outcome.winner.settings == run.plan.default
@@ -203,6 +206,7 @@ def _said(result: Tuned, each: Written) -> str:
         "in force": f"nothing to write: {reason or 'the profile says so already'}",
         "unsure": f"not written: {reason} (or --force)",
         "failed": "not written",
+        "no winner": f"nothing to write: {reason}",
         "nothing": f"nothing to write: {reason or result.run.status}",
     }[each.status]
 

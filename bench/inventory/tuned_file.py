@@ -90,11 +90,17 @@ def no_yaml(inventories: Iterable[Path]) -> dict[str, str]:
     return found
 
 
-def require_replaceable(inventory: Path, node: str) -> None:
-    """Raises: NotAProfile, ProfileError where `write` without `force` would refuse whatever profile it is given."""
-    read(inventory, node)
+def require_replaceable(inventory: Path, node: str, *, force: bool = False, is_dry: bool = False) -> None:
+    """Raises: NotAProfile, ProfileError where `write` would refuse whatever profile it is given; `change`, if dry."""
     path = path_of(inventory, node)
+    try:
+        read(inventory, node)
+    except NotAProfile:
+        if not force:
+            raise
     _refuse_to_hide(path)
+    if is_dry:
+        return
     nearest = next(folder for folder in path.parents if folder.exists())
     if not os.access(nearest, os.W_OK):
         raise ProfileError(f"{path} cannot be written: {nearest} is not this user's to write. Nothing was measured.")
