@@ -213,15 +213,33 @@ def test_after_a_kill_nobody_measures_the_node_as_if_these_were_its_own_settings
 ) -> None:
     killed = killed_while_others_are_in_force(bench, deployed, engine)
     problem = bench.told("run", "--requests", "2", status=1)["problems"]["pi1"]
-    assert f"a bench that was killed ({killed.id}) left settings for measuring in force" in problem
-    assert "ansible-playbook ansible/profile.yml --limit pi1,localhost" in problem
+    assert "a bench that was killed left settings for measuring in force: {'MAX_CONCURRENT_REQUESTS': 4" in problem
+    assert str(bench.results / "pi1" / f"{killed.id}.json") in problem
+    assert f"`bench tune -i {bench.inventory / 'hosts.yml'} --limit pi1 --resume` puts the node's own back" in problem
+
+
+def test_beside_a_tune_that_has_deployed_settings_nobody_is_told_that_it_was_killed(
+    bench: Bench, deployed: Deployed
+) -> None:
+    process = bench.start("tune", *AXES, "--slots", "4")
+    wait_until(lambda: deployed.slots_in_force == 4, "other slots were deployed", deadline_s=4 * DEADLINE_S)
+    deployed.is_stuck = True
+    try:
+        problem = bench.told("run", "--requests", "2", status=1)["problems"]["pi1"]
+        assert problem == f"another bench measures pi1 now (process {process.pid}); wait for its end, or stop it."
+    finally:
+        process.kill()
+        process.communicate()
+        deployed.is_stuck = False
 
 
 def test_what_cannot_be_deployed_is_ruled_out_with_the_playbooks_words(bench: Bench, deployed: Deployed) -> None:
     (deployed.calls_at / "fails").touch()
     (told,) = bench.told("tune", *AXES, status=1)["nodes"]
     assert "it fails, as it was told" in told["problem"]
-    assert "put its own profile back with: ansible-playbook" in told["problem"]
+    where = bench.inventory / "hosts.yml"
+    own = f"put its own profile back with: ansible-playbook -i {where} ansible/profile.yml --limit pi1,localhost"
+    assert own in told["problem"]
 
 
 def test_two_profiles_that_differ_in_slots_are_verified_by_deploying_both(bench: Bench, deployed: Deployed) -> None:

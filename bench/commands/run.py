@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +18,7 @@ from bench.commands.interruption import EXIT_INTERRUPTED
 from bench.commands.nodes import Chosen, allow_many_files, node_options
 from bench.commands.values import Duration, Level, Numbers
 from bench.progress import shown
+from bench.running import runfile
 from bench.running.cooling import COOL_TO_C, Cooling
 from bench.running.outcome import outcome
 from bench.running.run_table import table
@@ -24,6 +27,7 @@ from bench.running.samples import ClosedLoop, Load, OpenLoop, Settings
 from bench.running.session import Measured, Session
 from bench.running.summary import ServiceLevel
 from bench.running.trace import Arrivals
+from bench.tuning.blocks import BlockRun
 from bench.tuning.sitting import leftovers
 
 EXIT_FAILED, EXIT_INVALID = 1, 3
@@ -119,17 +123,30 @@ def exit_status(measured: Sequence[Measured], was_interrupted: bool) -> int:
 
 
 def _not_their_own(chosen: Chosen) -> dict[str, str]:
-    """Why a node would not be measured as people use it, by its name."""
+    """Why a node would not be measured as people use it, by its name. Of a bench that lives, nothing is left over."""
     problems = {}
     for target in chosen.targets:
-        with suppress(RunFileError):  # of a tune; no reason not to put load on the node
-            if left := leftovers(chosen.results, target.name):
-                problems[target.name] = (
-                    f"{target.name}: a bench that was killed ({left[0].id}) left settings for measuring in force: "
-                    f"{left[0].temporary_env}. `bench tune` puts the node's own back first; or do it with: "
-                    f"ansible-playbook ansible/profile.yml --limit {target.name},localhost, and delete that file."
-                )
+        try:
+            with runfile.locked(chosen.results, target.name):
+                left = _left(chosen.results, target.name)
+        except RunFileError as error:
+            problems[target.name] = str(error)
+            continue
+        if left is not None:
+            where = [part for source in chosen.inventories for part in ("-i", source)]
+            again = shlex.join(["bench", left.kind, *where, "--limit", target.name, "--resume"])
+            problems[target.name] = (
+                f"{target.name}: a bench that was killed left settings for measuring in force: {left.temporary_env}, "
+                f"says {runfile.path_of(left, chosen.results)}. `{again}` puts the node's own back first, and so does "
+                "a new tune."
+            )
     return problems
+
+
+def _left(results: Path, node: str) -> BlockRun | None:
+    with suppress(RunFileError):  # of a tune; no reason not to put load on the node
+        return next(iter(leftovers(results, node)), None)
+    return None
 
 
 def _settings(
