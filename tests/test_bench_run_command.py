@@ -250,6 +250,16 @@ def test_two_at_once_are_told_of_each_other(node: Node, tmp_path: Path) -> None:
     assert "another bench measures pi1 now" in err
 
 
+def test_a_node_that_another_bench_measures_is_asked_nothing(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
+    target = Target("pi1", f"http://127.0.0.1:{node.port}", node.key)
+    settings = Settings(seed=1, prompt_tokens=(48,), max_tokens=2, loads=(ClosedLoop(1),), requests=2)
+    before = engine.state()["generations"]
+    with runfile.locked(tmp_path, "pi1"):
+        (measured,) = Session(tmp_path, lambda progress: None, Event()).measure([target], settings)
+    assert "another bench measures pi1 now" in measured.problem
+    assert engine.state()["generations"] == before
+
+
 def test_requests_of_others_make_the_run_invalid(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
     engine.turn(tokens_per_s=20)
     process = started(node, tmp_path, *QUICK, "--json")

@@ -9,7 +9,6 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +86,21 @@ class Session:
             self.interrupt.wait(ASK_EVERY_S if waiting else 0)
         return None, problems
 
-    def _calibrated(self, target: Target, settings: Settings) -> Calibration | BenchError | None:
+    def _calibrated(self, target: Target, settings: Settings) -> Calibration | BenchError | RunFileError | None:
         """None: interrupted."""
         patience = Patience(answer_s=settings.timeout_s)
-        ask = partial(calibrate, target, settings.seed, settings.prompt_tokens, patience)
+
+        def ask() -> Calibration:
+            with runfile.locked(self.results, target.name):  # or it would spoil what another bench measures there
+                return calibrate(target, settings.seed, settings.prompt_tokens, patience)
+
         asking = gevent.spawn(_or_error, ask)
         either: list[Any] = [asking, self.interrupt]
         gevent.wait(either, count=1)
         if self.interrupt.is_set():
             asking.kill()
             return None
-        found: Calibration | BenchError = asking.get()
+        found: Calibration | BenchError | RunFileError = asking.get()
         return found
 
     def _carry_out(self, runs: dict[Target, Run]) -> list[Measured]:
@@ -121,9 +124,9 @@ class Session:
             return Measured(target.name, run if run.stages else None, None, str(error))
 
 
-def _or_error(do: Callable[[], Calibration]) -> Calibration | BenchError:
+def _or_error(do: Callable[[], Calibration]) -> Calibration | BenchError | RunFileError:
     """gevent prints what a greenlet raises; an error that is expected is returned."""
     try:
         return do()
-    except BenchError as error:
+    except (BenchError, RunFileError) as error:
         return error
