@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import gevent
+import pytest
+from gevent import subprocess
 from harness import DEADLINE_S
 
 from bench.tuning import deploy
@@ -24,3 +26,13 @@ def test_an_interruption_ends_a_playbooks_forks_too(tmp_path: Path) -> None:
 
 def test_what_a_program_says_and_its_status_come_back() -> None:
     assert deploy.run(["sh", "-c", "echo out; echo err >&2; exit 3"]) == (3, "out\nerr\n")
+
+
+def test_an_interruption_that_finds_nothing_left_to_end_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(group: int, signum: int) -> None:
+        raise ProcessLookupError(3, "No such process")
+
+    monkeypatch.setattr(os, "killpg", gone)
+    monkeypatch.setattr(deploy, "LIMIT_S", 0.01)
+    with pytest.raises(subprocess.TimeoutExpired):
+        deploy.run(["sleep", "0.2"])

@@ -93,7 +93,8 @@ def run(command: Sequence[str], handles: Sequence[int] = ()) -> tuple[int, str]:
         try:
             out, err = process.communicate(timeout=LIMIT_S)
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             raise
         finally:
             _running.discard(process.pid)
