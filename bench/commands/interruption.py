@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Collection
+from contextlib import suppress
 
 import click
 import gevent
@@ -17,19 +18,40 @@ EXIT_INTERRUPTED = 130
 
 
 def by_signals() -> Event:
-    """Set by the first Ctrl-C or SIGTERM, which ends the measuring and keeps what there is; the second ends at once."""
+    """Set by the first Ctrl-C or SIGTERM, which ends the measuring and keeps what there is; the second ends at once.
+
+    SIGHUP, of an SSH session that dropped, is a first one only: it may come twice, from the kernel and from the shell.
+    Under nohup it stays without effect.
+    """
     interrupt = Event()
 
     def stop() -> None:
         if interrupt.is_set():
             deploy.end_all()
+            _show_cursor()
             os._exit(EXIT_INTERRUPTED)
-        click.echo("interrupted: keeping what was measured, --resume goes on with it; once more ends at once", err=True)
         interrupt.set()
+        with suppress(OSError):  # the terminal may be gone
+            click.echo(
+                "interrupted: keeping what was measured, --resume goes on with it; once more ends at once", err=True
+            )
+
+    def hang_up() -> None:
+        if not interrupt.is_set():
+            stop()
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(signum, stop)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        gevent.signal_handler(signal.SIGHUP, hang_up)
     return interrupt
+
+
+def _show_cursor() -> None:
+    """Rich hides it while it draws, and is not to come to its end."""
+    with suppress(OSError):
+        if os.isatty(2):
+            os.write(2, b"\x1b[?25h")
 
 
 def refuse_beside_resume(ctx: click.Context, names: Collection[str]) -> None:
