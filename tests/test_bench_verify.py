@@ -139,7 +139,7 @@ def test_a_profile_that_was_measured_on_another_model_is_not_verified(bench: Ben
     path.write_text(path.read_text().replace("model_digest: null", 'model_digest: "0000"'))
     (told,) = bench.told("verify", *QUICK, status=1)["nodes"]
     assert "pi1: its profile is stale: the model's digest was 0000 when it was measured" in told["problem"]
-    assert "bench tune --limit pi1" in told["problem"]
+    assert f"bench tune -i {bench.inventory}/hosts.yml --limit pi1" in told["problem"]
 
 
 def test_the_first_profile_is_compared_with_the_defaults(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
@@ -154,7 +154,8 @@ def test_a_profile_that_is_not_in_force_is_not_verified(bench: Bench) -> None:
     bench.give(N_CTX=1024)
     (told,) = bench.told("verify", *QUICK, status=1)["nodes"]
     assert "N_CTX is 512 on the node and should be 1024" in told["problem"]
-    assert "ansible-playbook ansible/profile.yml" in told["problem"]
+    deploying = f"ansible-playbook -i {bench.inventory}/hosts.yml ansible/profile.yml --limit pi1,localhost"
+    assert deploying in told["problem"]
 
 
 def test_what_only_a_restart_changes_needs_the_word_for_it(bench: Bench) -> None:

@@ -98,7 +98,9 @@ def command(
     with chosen.locked(), shown() as progress:
         around = Surroundings(chosen.results, progress.tell, deployment, Cooling(cool_to_c))
         looks, question = arms.looks_of(rounds), Question(max_tokens=max_tokens)
-        verification = Verification(question, objective, looks, seed, with_restarts, around, interrupt)
+        verification = Verification(
+            question, objective, looks, seed, with_restarts, around, interrupt, chosen.inventories
+        )
         pairs, problems = _pairs(chosen)
         targets = [target for target in chosen.targets if target.name not in problems]
         results = verification.verify(targets, pairs, resume)

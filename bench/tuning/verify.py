@@ -6,6 +6,7 @@ Owns: what is compared with what, and that the new one is in force. Must not kno
 from __future__ import annotations
 
 import secrets
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from bench.running.client import BenchError, Target
 from bench.running.ending import Ended
 from bench.tuning import arms, sitting, verify_file
 from bench.tuning.block import Question
+from bench.tuning.deploy import Playbook
 from bench.tuning.meter import Surroundings, not_in_force
 from bench.tuning.objective import Objective
 from bench.tuning.space import Value
@@ -42,7 +44,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Verification:
-    """How nodes are verified; common to all. looks: see comparison.py."""
+    """How nodes are verified; common to all. looks: see comparison.py. inventories: as given with -i, for remedies."""
 
     question: Question
     objective: Objective
@@ -51,6 +53,7 @@ class Verification:
     with_restarts: bool
     around: Surroundings
     interrupt: Event
+    inventories: Sequence[str] = ()
 
     def verify(self, targets: Sequence[Target], pairs: Mapping[str, Pair], is_resumed: bool = False) -> list[Verified]:
         """In the order of `targets`. Resumed: each node's newest one goes on, where it did not come to its end."""
@@ -69,15 +72,12 @@ class Verification:
         node_facts.require_ready(target)
         facts = node_facts.look(target, "before", 0.0)
         if reasons := is_stale(pair.profile, facts.node):
-            raise BenchError(
-                f"{target.name}: its profile is stale: {'; '.join(reasons)}. Find another with: bench tune --limit "
-                f"{target.name}"
-            )
+            where = [part for source in self.inventories for part in ("-i", source)]
+            tuning = shlex.join(["bench", "tune", *where, "--limit", target.name])
+            raise BenchError(f"{target.name}: its profile is stale: {'; '.join(reasons)}. Find another with: {tuning}")
         if problem := not_in_force(pair.new, facts.node):
-            raise BenchError(
-                f"{target.name}: its profile is not in force: {problem} Deploy it with: ansible-playbook "
-                f"ansible/profile.yml --limit {target.name},localhost"
-            )
+            deploying = shlex.join(Playbook(self.inventories).command(target.name))
+            raise BenchError(f"{target.name}: its profile is not in force: {problem} Deploy it with: {deploying}")
         return VerifyRun(
             **runfile.begun(verify_file.KIND, session, target, self.around.results),
             question=self.question,
