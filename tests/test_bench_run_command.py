@@ -151,7 +151,10 @@ def test_a_node_that_is_down_is_told_and_the_others_are_measured(node: Node, tmp
     assert "pi2: nothing answers on" in figures["problems"]["pi2"]
 
 
-def test_an_interrupted_run_keeps_what_was_measured_and_goes_on(node: Node, engine: FakeHandle, tmp_path: Path) -> None:
+def test_a_stage_that_was_interrupted_is_measured_anew_when_its_run_goes_on(
+    node: Node, engine: FakeHandle, tmp_path: Path
+) -> None:
+    """So no time between the two sittings is in its rates. Its first samples are kept, and its prompts are new."""
     engine.turn(tokens_per_s=20)
     process = started(node, tmp_path, "--requests", "500", "--max-tokens", "2", "--prompt-tokens", "48")
     wait_until(lambda: engine.state()["generations"] > 12, "some were measured")
@@ -159,14 +162,19 @@ def test_an_interrupted_run_keeps_what_was_measured_and_goes_on(node: Node, engi
     out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130, (out, err)
     run = runfile.read(file_of(tmp_path), Run)
-    kept = len(run.stages[0].measured)
-    assert (run.status, kept >= 5) == ("interrupted", True)
-    _shorten(file_of(tmp_path), requests=kept + 3)
+    first = run.stages[0].samples
+    assert (run.status, len(first) >= 5) == ("interrupted", True)
+    _shorten(file_of(tmp_path), requests=3)
 
-    resumed = measured(node, tmp_path, "--resume")["runs"][0]
-    assert (resumed["status"], resumed["run"], resumed["stages"][0]["requests"]) == ("complete", run.id, kept + 3)
-    numbers = [sample.number for sample in runfile.read(file_of(tmp_path), Run).stages[0].measured]
-    assert len(set(numbers)) == kept + 3
+    (resumed,) = measured(node, tmp_path, "--resume")["runs"]
+    assert (resumed["status"], resumed["run"], resumed["stages"][0]["requests"]) == ("complete", run.id, 3)
+    assert [mark["code"] for mark in resumed["marks"] if not mark["code"].startswith("client_")] == []
+    found = runfile.read(file_of(tmp_path), Run)
+    (stage,) = found.stages
+    again = next(facts for facts in reversed(found.facts) if facts.moment == "before")
+    assert stage.dropped == first
+    assert min(sample.planned_s for sample in stage.samples) >= stage.began_s >= again.at_s
+    assert not {(s.part, s.number) for s in first} & {(s.part, s.number) for s in stage.samples}
 
 
 def _shorten(path: Path, requests: int) -> None:

@@ -81,7 +81,10 @@ OF_THE_LOAD = (
     "--cool-to", "cool_to_c", type=click.FloatRange(20, 120), default=COOL_TO_C, show_default=True,
     help="°C that a board must be down to before each stage.",
 )  # fmt: skip
-@click.option("--resume", is_flag=True, help="Go on with each node's interrupted run, as that was begun.")
+@click.option(
+    "--resume", is_flag=True,
+    help="Go on with each node's interrupted run, as that was begun; a stage that was cut off is measured anew.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.pass_context
 def command(

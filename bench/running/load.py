@@ -55,8 +55,8 @@ class Loading:
 
     ask: sends a prompt and returns its reply, in the clock's seconds.
     began_at: when the run began, from which its samples count.
-    warm_up, requests: how many of each this stage still needs; `requests` of them measured.
-    numbers: the first number of each part, beyond 0 in a stage that is resumed.
+    warm_up, requests: how many of each this stage needs; `requests` of them measured.
+    numbers: the first number of each part, beyond 0 in a stage that is measured anew.
     on_sample: told of each sample.
     """
 

@@ -24,7 +24,7 @@ from bench.running.samples import KIND, ClosedLoop, Facts, Load, Run, Sample, Se
 from bench.running.saturation import next_concurrency
 from bench.running.saving import Saving
 from bench.running.summary import stage_summary
-from bench.running.trace import LONGEST_WORDS, Calibration, Trace
+from bench.running.trace import LONGEST_WORDS, PARTS, Calibration, Trace
 
 CHECKPOINT_S = 10.0
 FACTS_EVERY_S = 15.0
@@ -101,10 +101,7 @@ class NodeRun:
         self._target, self._heartbeat, self._tell = target, heartbeat, tell
         self._cooling, self._clock = cooling or Cooling(), Monotonic()
         # The run's clock stands still between two sittings.
-        until_s = _measured_until(run)
-        self._began_at = self._clock.now() - until_s
-        if run.stages:
-            run.resumed_s.append(round(until_s, 3))
+        self._began_at = self._clock.now() - _measured_until(run)
         self._patience = Patience(answer_s=run.settings.timeout_s)
         assert run.calibration is not None
         self._trace = Trace(run.settings.seed, run.settings.prompt_tokens, run.calibration)
@@ -142,9 +139,11 @@ class NodeRun:
         self.run.facts.append(node_facts.look(self._target, "after", self._now_s()))
 
     def _next_stage(self) -> Stage | None:
-        """The stage that was cut off, or a new one for the next load; None when all loads were measured."""
+        """The stage that was cut off, anew, or a new one for the next load; None when all loads were measured."""
         stages = self.run.stages
         if stages and stages[-1].ended_s is None:
+            self._cool_down()
+            stages[-1].begin_anew(round(self._now_s(), 5))
             return stages[-1]
         load = next_load(self.run)
         if load is None:
@@ -168,20 +167,18 @@ class NodeRun:
         self._cooling.wait(look() if self.run.stages else self.run.facts[-1], look, tell)
 
     def _carry_out(self, stage: Stage) -> None:
-        settings, taken = self.run.settings, len(stage.measured)
+        settings = self.run.settings
         warm_up = settings.warm_up if settings.warm_up is not None else _warm_up(stage.load)
-        warmed = len(stage.samples) - taken
-        stage.full_until_s, stage.cut_short = None, ""
         loading = Loading(
             ask=lambda prompt: generate(self._target, prompt.text, settings.max_tokens, self._patience),
             trace=self._trace,
             clock=self._clock,
             began_at=self._began_at,
             warm_up=warm_up,
-            requests=settings.requests - taken,
+            requests=settings.requests,
             duration_s=settings.duration_s,
-            numbers={"warm_up": warmed, "measured": 1 + max((s.number for s in stage.measured), default=-1)},
-            on_sample=lambda sample: self._note(stage, sample, warmed + warm_up + settings.requests),
+            numbers=dict.fromkeys(PARTS, stage.first_number),
+            on_sample=lambda sample: self._note(stage, sample, warm_up + settings.requests),
         )
         self._tell(Progress(self.run.node, str(stage.load), 0, loading.warm_up + loading.requests))
         try:

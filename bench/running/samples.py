@@ -16,6 +16,9 @@ from bench.running.header import Header
 from bench.running.trace import Arrivals, Calibration, Part
 
 KIND = "run"
+UNTOLD = (
+    1024  # prompts that may have been asked and are in no sample: under way, or not yet written, when it was killed
+)
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -163,7 +166,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stage(msgspec.Struct):
-    """One load. `ended_s` is None while it goes on, `cut_short` says why it ended early."""
+    """One load. `ended_s` is None while it goes on, `cut_short` says why it ended early.
+
+    dropped: samples from before it was cut off; they are in no figure. first_number: of its prompts.
+    """
 
     number: int
     load: Load
@@ -172,6 +178,17 @@ class Stage(msgspec.Struct):
     full_until_s: float | None = None
     cut_short: str = ""
     samples: list[Sample] = []
+    dropped: list[Sample] = []
+    first_number: int = 0
+
+    def begin_anew(self, at_s: float) -> None:
+        """A load that stood still for a while has no rate, so what was cut off is measured again from its warm-up.
+
+        With other prompts: an engine may know those that it was asked before.
+        """
+        self.first_number = max((sample.number for sample in self.samples), default=self.first_number) + UNTOLD
+        self.dropped, self.samples = [*self.dropped, *self.samples], []
+        self.began_s, self.full_until_s, self.cut_short = at_s, None, ""
 
     @property
     def measured(self) -> list[Sample]:
@@ -210,7 +227,6 @@ class Run(Header, kw_only=True):
     """One node under load, measured once."""
 
     kind: str = KIND
-    resumed_s: list[float] = field(default_factory=list)
     settings: Settings
     calibration: Calibration | None = None
     trace: str = ""

@@ -128,7 +128,7 @@ def _is_under_load(run: Run, at_s: float) -> bool:
 
 
 def _all(run: Run) -> list[Sample]:
-    return [sample for stage in run.stages for sample in stage.samples]
+    return [sample for stage in run.stages for sample in (*stage.dropped, *stage.samples)]
 
 
 def _measured(run: Run) -> list[Sample]:
