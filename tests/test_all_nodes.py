@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gevent
 import pytest
 from gevent.event import Event
+from harness import Node
 
 from bench import all_nodes
 from bench.running.client import Target
+from bench.running.node_run import Progress
+from bench.running.samples import ClosedLoop, Settings
+from bench.running.session import Session
 
 TARGETS = [Target(name, "http://127.0.0.1:1", "a key") for name in ("pi1", "pi2", "pi3")]
 
@@ -40,3 +46,15 @@ def test_after_an_interruption_no_node_begins_that_waited_for_its_turn() -> None
 
     assert all_nodes.on_each(TARGETS, work, interrupt, at_once=1) == [None, None, None]
     assert begun == ["pi1"]
+
+
+@pytest.mark.tier2
+def test_so_it_is_in_a_run(node: Node, tmp_path: Path) -> None:
+    def tell(progress: Progress) -> None:
+        if progress.node == "pi2":
+            raise KeyError("what nobody thought of")
+
+    targets = [Target(name, f"http://127.0.0.1:{node.port}", node.key) for name in ("pi1", "pi2")]
+    settings = Settings(seed=1, prompt_tokens=(48,), max_tokens=2, loads=(ClosedLoop(1),), requests=2)
+    told = {each.node: each.problem for each in Session(tmp_path, tell, Event()).measure(targets, settings)}
+    assert told == {"pi1": "", "pi2": "pi2: a fault of bench itself: KeyError: 'what nobody thought of'"}

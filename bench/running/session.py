@@ -105,10 +105,15 @@ class Session:
 
     def _carry_out(self, runs: dict[Target, Run]) -> list[Measured]:
         heartbeat = Heartbeat()
+
+        def one(target: Target) -> Measured:
+            return self._one(target, runs[target], heartbeat)
+
+        def failed(target: Target, problem: str) -> Measured:
+            return Measured(target.name, problem=problem)
+
         try:
-            found = all_nodes.on_each(
-                list(runs), lambda target: self._one(target, runs[target], heartbeat), self.interrupt, len(runs) or 1
-            )
+            found = all_nodes.on_each(list(runs), one, self.interrupt, len(runs) or 1, failed)
         finally:
             heartbeat.stop()
         gone = "interrupted before it began"
