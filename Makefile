@@ -39,7 +39,7 @@ demo-down: ## End the demo, and what a killed one left
 	@if [ -d .demo ] && [ -e $(VENV)/serving ]; then $(PY) -m bench.demo down; else echo "no demo runs"; fi
 
 test: preflight-browser lint $(VENV)/testing ## All tests, of every tier
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses=2 --dist=loadfile
 
 test-fast: $(VENV)/testing ## Tier 1: pure code, no servers
 	$(PY) -m pytest -m "not tier2"
