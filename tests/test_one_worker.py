@@ -68,7 +68,11 @@ def test_a_second_service_with_the_same_settings_is_refused(node: Node) -> None:
     assert node.ready().status == 200
 
 
-@pytest.mark.parametrize("stale", [str(os.getpid()), "1", "4194304", "nonsense", ""])
+@pytest.mark.parametrize(
+    "stale",
+    [str(os.getpid()), "1", "4194304", "nonsense", ""],
+    ids=["another program", "init", "nobody", "nonsense", "empty"],
+)
 def test_a_pid_file_left_by_a_power_cut_does_not_stop_the_start(engine: FakeHandle, tmp_path: Path, stale: str) -> None:
     pid_file = tmp_path / "api_keys.db.pid"
     pid_file.write_text(stale)
