@@ -20,9 +20,8 @@ def target(node: Node) -> Target:
 
 
 def test_it_is_ended_and_its_settings_are_refused(node: Node, engine: FakeHandle) -> None:
-    engine.turn(fault="hang")
+    engine.turn(fault="hang", faults=1)
     with pytest.raises(SettingsRefused, match="pi1: took much longer than others, and was ended"):
         block.ask(target(node), {"N_THREADS": 2}, QUESTION, most_s=0.2)
-    engine.turn(fault="")
     node.wait_until_idle()
     assert block.ask(target(node), {"N_THREADS": 2}, QUESTION).measured
