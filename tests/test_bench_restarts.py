@@ -228,9 +228,9 @@ def test_beside_a_tune_that_has_deployed_settings_nobody_is_told_that_it_was_kil
         problem = bench.told("run", "--requests", "2", status=1)["problems"]["pi1"]
         assert problem == f"another bench measures pi1 now (process {process.pid}); wait for its end, or stop it."
     finally:
-        process.kill()
-        process.communicate()
         deployed.is_stuck = False
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=4 * DEADLINE_S)
 
 
 def test_what_cannot_be_deployed_is_ruled_out_with_the_playbooks_words(bench: Bench, deployed: Deployed) -> None:
